@@ -1,0 +1,155 @@
+package oncemill
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// An Outcome says how a claim was settled.
+type Outcome string
+
+const (
+	// Settled: the handler's effects were committed with the claim.
+	Settled Outcome = "settled"
+	// Dead: the message was given up and a dead letter committed with the claim.
+	Dead Outcome = "dead"
+)
+
+// clockMargin is how far apart the clocks of the broker and of Postgres may be.
+// A message this old is compared with the purge's watermark, and the purge
+// leaves claims alone that are not older than its watermark by as much.
+const clockMargin = 5 * time.Minute
+
+// claimed is what the claim statement answers.
+type claimed struct {
+	won      bool   // the key was free and is now claimed by this transaction
+	old      bool   // the message's origin lies back so far that a purge matters
+	xid      string // identifies the transaction, where won
+	existing *settledClaim
+}
+
+// settledClaim is a claim that another transaction has committed.
+type settledClaim struct {
+	outcome     Outcome
+	fingerprint []byte
+}
+
+// claimSQL inserts the claim, waiting at most $5 milliseconds for a transaction
+// that has inserted the same key and not ended yet. Whether it then finds the
+// key taken is decided by that transaction's end, which READ COMMITTED lets the
+// statement see.
+//
+// The settings ride on this statement to spare a round trip. lock_timeout is
+// put back before it ends, so that the handler's own statements run under the
+// session's; the join makes sure that this comes after the insert.
+const claimSQL = `
+WITH session AS MATERIALIZED (
+	SELECT current_setting('lock_timeout') AS lock_timeout,
+		set_config('lock_timeout', $5, true),
+		set_config('idle_in_transaction_session_timeout', $6, true)
+), won AS (
+	INSERT INTO {schema}.claims (consumer, key, outcome, fingerprint)
+	SELECT $1, $2, $3, $4 FROM session
+	ON CONFLICT (consumer, key) DO NOTHING
+	RETURNING 1
+)
+SELECT won.n, COALESCE($7::timestamptz < clock_timestamp() - $8 * interval '1 second', false),
+	COALESCE(pg_current_xact_id_if_assigned()::text, ''),
+	set_config('lock_timeout', session.lock_timeout, true)
+FROM session, (SELECT count(*) AS n FROM won) AS won`
+
+// existingSQL reads the claim that kept claimSQL from inserting. It has to be a
+// statement of its own: one that waited for the other transaction still has the
+// snapshot from before that transaction's end.
+const existingSQL = `SELECT outcome, fingerprint FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+
+// watermarkSQL too needs a snapshot taken after the claim was inserted: then
+// whoever purged an older claim of this key has committed the watermark before.
+const watermarkSQL = `SELECT $2::timestamptz < purged_before FROM {schema}.watermarks WHERE consumer = $1`
+
+// claimStatements are claimSQL and what may have to follow it, prepared.
+type claimStatements struct{ claim, existing, watermark *sql.Stmt }
+
+func (in *Inbox) prepareClaim(ctx context.Context) (s claimStatements, err error) {
+	for _, p := range []struct {
+		stmt  **sql.Stmt
+		query string
+	}{{&s.claim, claimSQL}, {&s.existing, existingSQL}, {&s.watermark, watermarkSQL}} {
+		if *p.stmt, err = in.sql.prepare(ctx, p.query); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// claim claims the key of d in tx, or finds who has. It returns ErrInFlight,
+// ErrKeyReused or ErrTooOld where the message must not run.
+func (in *Inbox) claim(ctx context.Context, tx *sql.Tx, stmts claimStatements, d *delivered) (claimed, error) {
+	c, err := in.insertClaim(ctx, tx, stmts.claim, d)
+	if err != nil {
+		if sqlState(err) == "55P03" {
+			return c, fmt.Errorf("%w: waited %v for its transaction", ErrInFlight, in.LockWait)
+		}
+		return c, err
+	}
+	if !c.won {
+		c.existing, err = readClaim(ctx, tx, stmts.existing, d)
+		return c, err
+	}
+	if c.old {
+		return c, checkWatermark(ctx, tx, stmts.watermark, d)
+	}
+	return c, nil
+}
+
+func (in *Inbox) insertClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) (c claimed, err error) {
+	var n int
+	var lockTimeout string
+	row := tx.StmtContext(ctx, stmt).QueryRowContext(ctx,
+		d.consumer, d.stored, string(d.outcome()), d.opts.Fingerprint,
+		milliseconds(in.LockWait), milliseconds(in.IdleTimeout),
+		nullTime(d.opts.Origin), int64(clockMargin/time.Second))
+	err = row.Scan(&n, &c.old, &c.xid, &lockTimeout)
+	c.won = n == 1
+	return c, err
+}
+
+// readClaim returns nil where the claim has gone again in the meantime.
+func readClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) (*settledClaim, error) {
+	var c settledClaim
+	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, d.stored).Scan(&c.outcome, &c.fingerprint)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case d.opts.Fingerprint != nil && c.fingerprint != nil && !bytes.Equal(d.opts.Fingerprint, c.fingerprint):
+		return nil, ErrKeyReused
+	}
+	return &c, nil
+}
+
+func checkWatermark(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) error {
+	var tooOld bool
+	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, d.opts.Origin).Scan(&tooOld)
+	if errors.Is(err, sql.ErrNoRows) { // nothing was ever purged
+		return nil
+	}
+	if err == nil && tooOld {
+		err = fmt.Errorf("%w: it dates from %s", ErrTooOld, d.opts.Origin.UTC().Format(time.RFC3339))
+	}
+	return err
+}
+
+func milliseconds(d time.Duration) string {
+	return strconv.FormatInt(max(d.Milliseconds(), 1), 10)
+}
+
+func nullTime(t time.Time) sql.NullTime {
+	return sql.NullTime{Time: t, Valid: !t.IsZero()}
+}

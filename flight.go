@@ -1,0 +1,58 @@
+package oncemill
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// flights lets one delivery of a key at a time through in this process, so that
+// the others wait here and not inside of Postgres, where each would hold a
+// connection. The zero value is ready.
+type flights struct {
+	mu  sync.Mutex
+	out map[flight]chan struct{} // closed when that delivery has ended
+}
+
+type flight struct{ consumer, key string }
+
+// enter waits until no other delivery of f is under way, and then returns a
+// function that ends this one. It gives up with ErrInFlight after wait, and with
+// ctx's error when ctx ends.
+func (fs *flights) enter(ctx context.Context, f flight, wait time.Duration) (leave func(), err error) {
+	var timeout <-chan time.Time
+	for {
+		fs.mu.Lock()
+		other, busy := fs.out[f]
+		if !busy {
+			done := make(chan struct{})
+			if fs.out == nil {
+				fs.out = make(map[flight]chan struct{})
+			}
+			fs.out[f] = done
+			fs.mu.Unlock()
+			return func() { fs.leave(f, done) }, nil
+		}
+		fs.mu.Unlock()
+
+		if timeout == nil {
+			timer := time.NewTimer(wait)
+			defer timer.Stop()
+			timeout = timer.C
+		}
+		select {
+		case <-other:
+		case <-timeout:
+			return nil, ErrInFlight
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (fs *flights) leave(f flight, done chan struct{}) {
+	fs.mu.Lock()
+	delete(fs.out, f)
+	fs.mu.Unlock()
+	close(done)
+}

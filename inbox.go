@@ -1,0 +1,175 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/schema"
+)
+
+// An Inbox claims idempotency keys in one Postgres schema. Set the fields, then
+// use it from any number of goroutines; do not copy or change it afterwards.
+type Inbox struct {
+	// DB is the database that holds both the claims and the handlers' own
+	// tables. Required. Drivers: lib/pq, or pgx through its stdlib package.
+	//
+	// Every message being handled holds one connection, and a second one if its
+	// handler uses the DB beside its transaction. Handlers that do can wait for
+	// each other for ever when the pool is exhausted: then DB.SetMaxOpenConns
+	// must be more than twice the number of messages in flight, or 0.
+	DB *sql.DB
+
+	// Schema is the Postgres schema of Oncemill's tables. "" means "oncemill".
+	Schema string
+
+	// Retention is how long Run keeps the claims of handled messages. It should
+	// be longer than the broker can deliver a message again; an older message
+	// without a claim is refused with ErrTooOld. 0 means 7 days, and 10 minutes
+	// is the least.
+	Retention time.Duration
+
+	// LockWait is how long a delivery waits for another delivery of the same key
+	// to end before it gives up with ErrInFlight. 0 means 2 seconds.
+	LockWait time.Duration
+
+	// IdleTimeout is how long a transaction may go without a statement before
+	// Postgres ends it, so that a frozen process does not hold its keys for
+	// ever. It has to be longer than the slowest thing that a handler does
+	// between two statements. 0 means 1 minute.
+	IdleTimeout time.Duration
+
+	// DrainTimeout is how long a function that has begun may go on after its
+	// context was cancelled, as Watermill's router does with all messages when
+	// it closes. 0 means 20 seconds, which is less than the 30 seconds that the
+	// router waits by default.
+	DrainTimeout time.Duration
+
+	// Observer is told what happens to each message. Optional.
+	Observer *Observer
+
+	// Logger gets what Run has to say. nil means slog.Default().
+	Logger *slog.Logger
+
+	start     sync.Once
+	sql       statements
+	flights   flights
+	consumers sync.Map // name → *Consumer
+}
+
+// Observer has functions that an Inbox calls, for metrics and traces. Each may
+// be nil. They are called in the goroutine that handles the message, and should
+// be quick.
+type Observer struct {
+	// Committed is called when a handler's transaction has committed. took is
+	// the time since Once was called.
+	Committed func(ctx context.Context, consumer, key string, took time.Duration)
+
+	// Duplicate is called for a message that was handled before.
+	Duplicate func(ctx context.Context, consumer, key string)
+
+	// Failed is called with whatever error Once is about to return.
+	Failed func(ctx context.Context, err *Error)
+
+	// Purged is called after Run or Purge has deleted claims of a consumer.
+	Purged func(ctx context.Context, consumer string, claims int64)
+}
+
+// A Consumer is the scope of claims: the same key claimed under two consumers
+// is two claims. Get one from Inbox.Consumer.
+type Consumer struct {
+	in   *Inbox
+	name string
+}
+
+// Name returns what the consumer's claims are filed under.
+func (c *Consumer) Name() string { return c.name }
+
+// Consumer returns the handle of a consumer, always the same one for a name.
+// The name is part of every claim: under another name, messages that were
+// handled before run again.
+//
+// It panics if the name is empty, longer than 512 bytes or not valid UTF-8, and
+// if the Inbox is not set up correctly.
+func (in *Inbox) Consumer(name string) *Consumer {
+	in.start.Do(in.setUp)
+	if c, ok := in.consumers.Load(name); ok {
+		return c.(*Consumer)
+	}
+	if name == "" || len(name) > maxKey || !utf8.ValidString(name) || containsNUL(name) {
+		panic(fmt.Sprintf("oncemill: consumer name %q: must be 1 to %d bytes of UTF-8 without NUL", name, maxKey))
+	}
+	c, _ := in.consumers.LoadOrStore(name, &Consumer{in: in, name: name})
+	return c.(*Consumer)
+}
+
+func containsNUL(s string) bool {
+	for i := range len(s) {
+		if s[i] == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// setUp fills in defaults, once. What it finds wrong is a programmer's mistake.
+func (in *Inbox) setUp() {
+	if err := in.validate(); err != nil {
+		panic(err.Error())
+	}
+	in.Retention = orDefault(in.Retention, 7*24*time.Hour)
+	in.LockWait = orDefault(in.LockWait, 2*time.Second)
+	in.IdleTimeout = orDefault(in.IdleTimeout, time.Minute)
+	in.DrainTimeout = orDefault(in.DrainTimeout, 20*time.Second)
+	if in.Observer == nil {
+		in.Observer = new(Observer)
+	}
+	if in.Logger == nil {
+		in.Logger = slog.Default()
+	}
+	in.sql.init(in.DB, schema.Quote(in.Schema))
+}
+
+func (in *Inbox) validate() error {
+	if in.DB == nil {
+		return fmt.Errorf("oncemill: Inbox.DB is nil: set it to the *sql.DB of your Postgres")
+	}
+	for _, field := range []struct {
+		name  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"Retention", in.Retention, leastRetention},
+		{"LockWait", in.LockWait, time.Millisecond},
+		{"IdleTimeout", in.IdleTimeout, time.Millisecond},
+		{"DrainTimeout", in.DrainTimeout, time.Millisecond},
+	} {
+		if field.value != 0 && field.value < field.least {
+			return fmt.Errorf("oncemill: Inbox.%s is %v: must be at least %v, or 0 for the default", field.name, field.value, field.least)
+		}
+	}
+	return nil
+}
+
+func orDefault(value, otherwise time.Duration) time.Duration {
+	if value == 0 {
+		return otherwise
+	}
+	return value
+}
+
+// Check reports whether the Inbox can work: its fields are valid, the database
+// answers, takes writes, and its schema has a version that this build knows.
+// Call it when the program starts, so that it fails there and not on the first
+// message.
+func (in *Inbox) Check(ctx context.Context) error {
+	if err := in.validate(); err != nil {
+		return err
+	}
+	return markUnavailable(dbcheck.Check(ctx, in.DB, in.Schema))
+}

@@ -1,0 +1,101 @@
+// Package dbcheck looks at a database before anything is written to it, and
+// says what is wrong and what helps.
+package dbcheck
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/oncemill/oncemill/schema"
+)
+
+var (
+	// ErrUnreachable means that no connection to the database could be had.
+	ErrUnreachable = errors.New("database cannot be reached")
+
+	// ErrReadOnly means that the database cannot be written to: it is a replica,
+	// or its sessions are read-only.
+	ErrReadOnly = errors.New("database is read-only")
+
+	// ErrSchema means that the database's schema is missing, too old or too new.
+	ErrSchema = errors.New("wrong database schema")
+)
+
+// Check returns nil if db can be written to and holds a schema that this build
+// runs on. "" stands for schema.Default. Its errors wrap ErrUnreachable,
+// ErrReadOnly or ErrSchema and name the remedy.
+func Check(ctx context.Context, db *sql.DB, schemaName string) error {
+	if err := db.PingContext(ctx); err != nil {
+		return fmt.Errorf("%w: %w (check the address, the credentials and that the server accepts connections)", ErrUnreachable, err)
+	}
+	if err := Writable(ctx, db); err != nil {
+		return err
+	}
+	found, err := Version(ctx, db, schemaName)
+	if err != nil {
+		return err
+	}
+	return Supported(schemaName, found)
+}
+
+// Querier is a *sql.DB or a *sql.Tx.
+type Querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// Writable returns nil if db is a primary whose sessions may write.
+func Writable(ctx context.Context, db Querier) error {
+	const query = `SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'`
+	var replica, readOnly bool
+	if err := db.QueryRowContext(ctx, query).Scan(&replica, &readOnly); err != nil {
+		return fmt.Errorf("ask the database whether it can be written to: %w", err)
+	}
+	switch {
+	case replica:
+		return fmt.Errorf("%w: it is a replica (connect to the primary; with several hosts in the URL, add target_session_attrs=read-write)", ErrReadOnly)
+	case readOnly:
+		return fmt.Errorf("%w: transactions begin read-only (set default_transaction_read_only to off for this role and database)", ErrReadOnly)
+	}
+	return nil
+}
+
+// Version returns the version of the schema in the database, 0 if there is
+// none.
+func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
+	table := schema.Quote(schemaName) + ".schema_version"
+	var exists bool
+	if err := db.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, table).Scan(&exists); err != nil {
+		return 0, fmt.Errorf("look for table %s: %w", table, err)
+	}
+	if !exists {
+		return 0, nil
+	}
+	var version int
+	if err := db.QueryRowContext(ctx, `SELECT coalesce(max(version), 0) FROM `+table).Scan(&version); err != nil {
+		return 0, fmt.Errorf("read the schema's version from %s: %w", table, err)
+	}
+	return version, nil
+}
+
+// Supported returns nil if found is a schema version that this build runs on.
+func Supported(schemaName string, found int) error {
+	where := "schema " + schema.Quote(schemaName)
+	command := "oncemill migrate"
+	if schemaName != "" && schemaName != schema.Default {
+		command += " --schema '" + schemaName + "'"
+	}
+	switch {
+	case found == 0:
+		return fmt.Errorf("%w: %s has no Oncemill tables, version %d is needed (run `%s` on this database)",
+			ErrSchema, where, schema.Version, command)
+	case found < schema.Oldest:
+		return fmt.Errorf("%w: %s has version %d, too old: version %d is needed (run `%s`)",
+			ErrSchema, where, found, schema.Version, command)
+	case found > schema.Version:
+		return fmt.Errorf("%w: %s has version %d, too new: this build needs version %d (upgrade this program to the release whose `oncemill migrate` made that version)",
+			ErrSchema, where, found, schema.Version)
+	}
+	return nil
+}

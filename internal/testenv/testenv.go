@@ -1,0 +1,102 @@
+// Package testenv gives the tests of this module the real servers they run on.
+//
+// The servers are named by the environment: ONCEMILL_TEST_POSTGRES_URL is the
+// URL of any database on a Postgres server, of a user who may create databases,
+// and ONCEMILL_TEST_NATS_URL that of a NATS server with JetStream. `make test`
+// starts both and sets the variables. Without them a test is skipped, or fails
+// if ONCEMILL_TEST_REQUIRE=1.
+//
+// Every test gets a database of its own. The NATS server is shared: name
+// streams and subjects after the test.
+package testenv
+
+import (
+	"context"
+	"database/sql"
+	"os"
+	"testing"
+	"time"
+)
+
+// The environment variables that name the servers.
+const (
+	PostgresVariable = "ONCEMILL_TEST_POSTGRES_URL"
+	NATSVariable     = "ONCEMILL_TEST_NATS_URL"
+	RequireVariable  = "ONCEMILL_TEST_REQUIRE" // "1": fail where a server is missing
+)
+
+// adminTimeout bounds the creation and the dropping of a test's database, on a
+// machine that is busy with other tests.
+const adminTimeout = time.Minute
+
+// DB returns a lib/pq pool on a fresh database with Oncemill's schema in it. At
+// the end of the test the pool is closed and the database dropped.
+func DB(t testing.TB) *sql.DB {
+	t.Helper()
+	return Open(t, PostgresURL(t))
+}
+
+// Open returns a lib/pq pool on a database, closed at the end of the test.
+func Open(t testing.TB, address string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("postgres", address)
+	if err != nil {
+		t.Fatalf("open the test's database: %v", err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// PostgresURL returns the URL of a fresh database with Oncemill's schema in it,
+// which is dropped at the end of the test.
+func PostgresURL(t testing.TB) string {
+	t.Helper()
+	return database(t, true)
+}
+
+// EmptyPostgresURL returns the URL of a fresh database with nothing in it, which
+// is dropped at the end of the test.
+func EmptyPostgresURL(t testing.TB) string {
+	t.Helper()
+	return database(t, false)
+}
+
+// NATSURL returns the URL of a NATS server with JetStream that all tests share.
+func NATSURL(t testing.TB) string {
+	t.Helper()
+	return server(t, "NATS", NATSVariable)
+}
+
+func database(t testing.TB, migrated bool) string {
+	t.Helper()
+	admin := server(t, "Postgres", PostgresVariable)
+	ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+	defer cancel()
+	address, drop, err := CreateDatabase(ctx, admin, migrated)
+	if err != nil {
+		t.Fatalf("the Postgres server of %s: %v", PostgresVariable, err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+		defer cancel()
+		if err := drop(ctx); err != nil {
+			t.Errorf("drop the test's database: %v", err)
+		}
+	})
+	return address
+}
+
+// server returns the address in an environment variable, and ends the test if
+// there is none.
+func server(t testing.TB, name, variable string) string {
+	t.Helper()
+	address := os.Getenv(variable)
+	if address == "" {
+		complain := t.Skipf
+		if os.Getenv(RequireVariable) == "1" {
+			complain = t.Fatalf
+		}
+		complain(`needs a %s server: run "make test", or set %s`, name, variable)
+	}
+	return address
+}

@@ -1,0 +1,238 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/txn"
+)
+
+// ClaimOptions says more about a message than its key.
+type ClaimOptions struct {
+	// Fingerprint identifies what the message says, such as a hash of its
+	// payload. The same key with another fingerprint is refused with
+	// ErrKeyReused. nil: not compared.
+	Fingerprint []byte
+
+	// Origin is when the message was first written. A message from before what
+	// the purge has deleted is refused with ErrTooOld, if it has no claim. Zero:
+	// not known, never refused.
+	Origin time.Time
+
+	// Outcome is what the claim is settled as. "" means Settled.
+	Outcome Outcome
+}
+
+// delivered is one delivery of a message to a consumer.
+type delivered struct {
+	consumer string
+	key      string // as the caller gave it
+	stored   string // as the table has it
+	opts     ClaimOptions
+}
+
+func (d *delivered) outcome() Outcome {
+	if d.opts.Outcome == "" {
+		return Settled
+	}
+	return d.opts.Outcome
+}
+
+func (d *delivered) failed(op Op, err error) *Error {
+	return &Error{Op: op, Consumer: d.consumer, Key: d.key, Err: markUnavailable(err)}
+}
+
+// Once runs fn in a transaction in which the key is claimed, and commits both
+// together. If the key is claimed already, fn does not run.
+//
+// nil means that fn's writes are committed, by this call or by an earlier one:
+// the message can be acknowledged. After an error nothing of this call is
+// committed, with one exception: if the connection breaks during COMMIT, the
+// outcome is not known, and the next delivery finds out. Either way the message
+// is to be delivered again. Errors are of type *Error.
+//
+// fn must write through tx, or through what TxFromContext finds in its context,
+// and return an error where it wants nothing of it to last. Its context carries
+// the values of ctx. When ctx is cancelled, fn may go on for DrainTimeout; when
+// ctx runs into its deadline, fn's context ends at once. If fn panics, the
+// transaction is rolled back and the panic goes on.
+func (c *Consumer) Once(ctx context.Context, key string, fn func(ctx context.Context, tx Tx) error) error {
+	return c.OnceWith(ctx, key, ClaimOptions{}, fn)
+}
+
+// OnceWith is Once with more known about the message.
+func (c *Consumer) OnceWith(ctx context.Context, key string, opts ClaimOptions, fn func(ctx context.Context, tx Tx) error) error {
+	d := &delivered{consumer: c.name, key: key, stored: storedKey(key), opts: opts}
+	err := c.in.once(ctx, d, fn)
+	if err == nil {
+		return nil
+	}
+	if c.in.Observer.Failed != nil {
+		c.in.Observer.Failed(ctx, err)
+	}
+	return err
+}
+
+func (in *Inbox) once(ctx context.Context, d *delivered, fn func(context.Context, Tx) error) *Error {
+	start := time.Now()
+	if d.key == "" {
+		return d.failed(OpKey, ErrNoKey)
+	}
+	if _, nested := txn.From(ctx); nested {
+		return d.failed(OpKey, ErrNested)
+	}
+	if err := ctx.Err(); err != nil { // given back before it began
+		return d.failed(OpKey, err)
+	}
+	leave, err := in.flights.enter(ctx, flight{d.consumer, d.stored}, in.LockWait)
+	if err != nil {
+		return d.failed(OpKey, err)
+	}
+	defer leave()
+
+	work, stop := in.detach(ctx)
+	defer stop()
+	// A claim that is gone when it is looked at was purged or removed by hand
+	// just then; it can hardly happen twice in a row.
+	for range 3 {
+		duplicate, gone, err := in.attempt(work, d, fn)
+		switch {
+		case err != nil:
+			return err
+		case gone:
+			continue
+		case duplicate && in.Observer.Duplicate != nil:
+			in.Observer.Duplicate(ctx, d.consumer, d.key)
+		case !duplicate && in.Observer.Committed != nil:
+			in.Observer.Committed(ctx, d.consumer, d.key, time.Since(start))
+		}
+		return nil
+	}
+	return d.failed(OpClaim, ErrInFlight)
+}
+
+// detach returns a context with the values of ctx that outlives it: by
+// DrainTimeout when ctx is cancelled, not at all when its deadline passes. A
+// router that closes cancels its messages at once, and their handlers should
+// still be able to finish.
+func (in *Inbox) detach(ctx context.Context) (work context.Context, stop func()) {
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	release := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			cancel(context.DeadlineExceeded)
+			return
+		}
+		timer := time.NewTimer(in.DrainTimeout)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel(ErrDrained)
+		case <-work.Done():
+		}
+	})
+	return work, func() {
+		release()
+		cancel(nil)
+	}
+}
+
+// attempt is one transaction: begin, claim, run, commit. gone means that the
+// key was taken and then free again.
+func (in *Inbox) attempt(work context.Context, d *delivered, fn func(context.Context, Tx) error) (duplicate, gone bool, failed *Error) {
+	stmts, err := in.prepareClaim(work)
+	if err != nil {
+		return false, false, d.failed(OpBegin, drainedOr(work, err))
+	}
+	conn, err := in.DB.Conn(work)
+	if err != nil {
+		return false, false, d.failed(OpBegin, drainedOr(work, err))
+	}
+	t := &transaction{conn: conn}
+	defer t.close()
+	// Nothing may cancel this context. A COMMIT that is cancelled while it waits
+	// for a synchronous standby succeeds without the standby.
+	t.tx, err = conn.BeginTx(context.WithoutCancel(work), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return false, false, d.failed(OpBegin, err)
+	}
+	c, err := in.claim(work, t.tx, stmts, d)
+	switch {
+	case err != nil:
+		return false, false, d.failed(OpClaim, drainedOr(work, err))
+	case !c.won:
+		return c.existing != nil, c.existing == nil, nil
+	}
+	return false, false, in.runAndCommit(work, t, c.xid, d, fn)
+}
+
+// runAndCommit runs fn in the transaction that holds the claim, and commits.
+func (in *Inbox) runAndCommit(work context.Context, t *transaction, xid string, d *delivered, fn func(context.Context, Tx) error) *Error {
+	s := &txState{tx: t.tx, conn: t.conn}
+	handle := &txn.Handle{Executor: Tx{s}}
+	err := runLent(txn.With(work, handle), s, fn)
+	if err == nil && s.raw {
+		err = sameTransaction(work, t.tx, xid)
+	}
+	if err != nil {
+		if rollback := t.rollback(); s.lost == nil && rollback != nil {
+			s.lost = rollback
+		}
+		if s.lost != nil {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(err, s.lost))
+		}
+		return d.handlerFailed(drainedOr(work, err))
+	}
+	if err := t.commit(work); err != nil {
+		if errors.Is(err, ErrTxAborted) {
+			return d.handlerFailed(err)
+		}
+		return d.failed(OpCommit, err)
+	}
+	handle.Committed()
+	return nil
+}
+
+// handlerFailed does not look at the error's kind: a network error in it may be
+// from anything that the handler talks to.
+func (d *delivered) handlerFailed(err error) *Error {
+	return &Error{Op: OpHandler, Consumer: d.consumer, Key: d.key, Err: err}
+}
+
+// runLent runs fn and takes the transaction back from it, also when it panics.
+func runLent(ctx context.Context, s *txState, fn func(context.Context, Tx) error) error {
+	defer s.end()
+	err := fn(ctx, Tx{s})
+	s.end()
+	if s.refused != nil && !errors.Is(err, ErrTxControl) {
+		err = errors.Join(s.refused, err)
+	}
+	return err
+}
+
+// sameTransaction finds out whether a handler that had the driver's connection
+// has ended the transaction on it.
+func sameTransaction(ctx context.Context, tx *sql.Tx, xid string) error {
+	var now string
+	err := tx.QueryRowContext(ctx, `SELECT COALESCE(pg_current_xact_id_if_assigned()::text, '')`).Scan(&now)
+	switch {
+	case sqlState(err) == "25P02":
+		return ErrTxAborted
+	case err != nil:
+		return err
+	case now != xid:
+		return fmt.Errorf("%w (the handler did it through Raw: its claim may be committed without its effects)", ErrTxControl)
+	}
+	return nil
+}
+
+// drainedOr replaces what a cancelled context made of an error by the reason
+// for which it was cancelled.
+func drainedOr(work context.Context, err error) error {
+	if cause := context.Cause(work); err != nil && cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
+}

@@ -1,0 +1,54 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"strings"
+	"sync"
+)
+
+// statements holds the SQL of the hot path, prepared once on the sql.DB: lib/pq
+// needs two round trips for a statement with arguments that is not prepared.
+type statements struct {
+	db     *sql.DB
+	schema string // quoted
+
+	mu       sync.Mutex
+	prepared map[string]*sql.Stmt
+}
+
+func (s *statements) init(db *sql.DB, quotedSchema string) {
+	s.db, s.schema = db, quotedSchema
+	s.prepared = make(map[string]*sql.Stmt)
+}
+
+// in returns query with the schema's name filled in for {schema}.
+func (s *statements) in(query string) string {
+	return strings.ReplaceAll(query, "{schema}", s.schema)
+}
+
+// prepare returns query prepared. It may take a connection from the pool, so a
+// caller must not hold one yet: with a pool of one that would never end.
+func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, error) {
+	s.mu.Lock()
+	stmt := s.prepared[query]
+	s.mu.Unlock()
+	if stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := s.db.PrepareContext(ctx, s.in(query))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	other := s.prepared[query]
+	if other == nil {
+		s.prepared[query] = stmt
+	}
+	s.mu.Unlock()
+	if other != nil { // another goroutine was quicker
+		_ = stmt.Close()
+		return other, nil
+	}
+	return stmt, nil
+}

@@ -1,0 +1,184 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/oncemill/oncemill/internal/txn"
+)
+
+// A Tx lends a handler the transaction that holds its claim. It can run
+// statements but not end the transaction: a handler that could commit would
+// commit its claim before its effects are complete, and the message would be
+// lost. Statements that begin, commit or roll back are refused with
+// ErrTxControl; savepoints are allowed.
+//
+// A Tx is a plain value and can be handed on, to sqlc's New for one. It ends
+// when the function that received it returns; after that every method fails
+// with ErrTxEnded. Like *sql.Tx it must not be used by two goroutines at once.
+type Tx struct{ s *txState }
+
+type txState struct {
+	tx   *sql.Tx
+	conn *sql.Conn // nil: Raw has nothing to offer
+
+	mu      sync.RWMutex // held for reading by every statement
+	ended   bool
+	refused error // the first misuse, which makes the transaction roll back
+	lost    error // the first error that means the connection is no good
+	raw     bool  // Raw was used, so that anything may have happened
+}
+
+// ExecContext runs a statement that returns no rows.
+func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
+	err = t.s.use(query, func() error {
+		result, err = t.s.tx.ExecContext(ctx, query, args...)
+		return err
+	})
+	return result, err
+}
+
+// QueryContext runs a query. Close the rows before the next statement: lib/pq
+// has room for one at a time on a connection.
+func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
+	err = t.s.use(query, func() error {
+		rows, err = t.s.tx.QueryContext(ctx, query, args...) //nolint:sqlclosecheck // the caller's to close
+		return err
+	})
+	return rows, err
+}
+
+// QueryRowContext runs a query for one row.
+func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row *sql.Row) {
+	err := t.s.use(query, func() error {
+		row = t.s.tx.QueryRowContext(ctx, query, args...)
+		return row.Err()
+	})
+	if row == nil {
+		row = failedRow(err)
+	}
+	return row
+}
+
+// PrepareContext prepares a statement for this transaction.
+func (t Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt, err error) {
+	err = t.s.use(query, func() error {
+		stmt, err = t.s.tx.PrepareContext(ctx, query)
+		return err
+	})
+	return stmt, err
+}
+
+// StmtContext returns a statement that was prepared on the sql.DB for use in
+// this transaction. On a connection that has seen it before that costs no round
+// trip.
+func (t Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) (own *sql.Stmt) {
+	err := t.s.use("", func() error {
+		own = t.s.tx.StmtContext(ctx, stmt)
+		return nil
+	})
+	if err != nil {
+		own = new(sql.Tx).StmtContext(endedContext{context.Background(), err}, stmt)
+	}
+	return own
+}
+
+// Exec is ExecContext without a context, for libraries that ask for it.
+func (t Tx) Exec(query string, args ...any) (sql.Result, error) {
+	return t.ExecContext(context.Background(), query, args...)
+}
+
+// Query is QueryContext without a context, for libraries that ask for it.
+func (t Tx) Query(query string, args ...any) (*sql.Rows, error) {
+	return t.QueryContext(context.Background(), query, args...)
+}
+
+// QueryRow is QueryRowContext without a context, for libraries that ask for it.
+func (t Tx) QueryRow(query string, args ...any) *sql.Row {
+	return t.QueryRowContext(context.Background(), query, args...)
+}
+
+// Raw calls fn with the driver's own connection, on which the transaction is
+// open: with pgx's stdlib a *stdlib.Conn, whose Conn method returns the
+// *pgx.Conn. What fn does there cannot be looked at beforehand, so Once checks
+// afterwards that the transaction is still the one it began.
+func (t Tx) Raw(fn func(driverConn any) error) error {
+	return t.s.use("", func() error {
+		if t.s.conn == nil {
+			return errors.New("oncemill: Raw: a transaction given to ContextWithTx has no driver connection to offer")
+		}
+		t.s.raw = true
+		return t.s.conn.Raw(fn)
+	})
+}
+
+// use runs one statement, unless the transaction has ended or the query would
+// end it.
+func (s *txState) use(query string, statement func() error) error {
+	if s == nil {
+		return ErrTxEnded
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.ended {
+		return ErrTxEnded
+	}
+	if controlsTransaction(query) {
+		s.refused = fmt.Errorf("%w (refused: %.60q)", ErrTxControl, query)
+		return s.refused
+	}
+	err := statement()
+	if s.lost == nil && isUnavailable(err) {
+		s.lost = err
+	}
+	return err
+}
+
+// end waits for a statement that is still running and refuses later ones.
+func (s *txState) end() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+}
+
+// failedRow returns a row whose Scan returns err.
+func failedRow(err error) *sql.Row {
+	return new(sql.Tx).QueryRowContext(endedContext{context.Background(), err}, "")
+}
+
+// endedContext has ended with an error of our choice. It is how database/sql is
+// made to put that error into a Row or a Stmt: a transaction looks at the
+// context before anything else, and asks it for the reason.
+type endedContext struct {
+	context.Context
+	err error
+}
+
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+func (c endedContext) Done() <-chan struct{} { return closed }
+func (c endedContext) Err() error            { return c.err }
+
+// TxFromContext returns the transaction in which the handler runs that received
+// ctx.
+func TxFromContext(ctx context.Context) (Tx, bool) {
+	if h, ok := txn.From(ctx); ok {
+		tx, ok := h.Executor.(Tx)
+		return tx, ok
+	}
+	return Tx{}, false
+}
+
+// ContextWithTx returns ctx with tx in it, as Once would hand it to a handler.
+// It is for unit tests: begin a transaction, call the handler, look at what it
+// wrote, roll back. Raw is not available in it.
+func ContextWithTx(ctx context.Context, tx *sql.Tx) context.Context {
+	return txn.With(ctx, &txn.Handle{Executor: Tx{&txState{tx: tx}}})
+}
