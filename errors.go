@@ -166,17 +166,15 @@ func isUnavailable(err error) bool {
 	return errors.As(err, &network) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// unavailableState tells by SQLSTATE: connection exceptions, insufficient
-// resources, operator intervention (but not a cancelled query), system errors,
-// a session ended for idling, and a server that became read-only.
+// unavailableState tells by SQLSTATE: connection exceptions, rejected
+// credentials, insufficient resources, operator intervention (but not a
+// cancelled query), system errors, a database that does not exist, a session
+// ended for idling, and a server that became read-only.
 func unavailableState(state string) bool {
-	switch {
-	case strings.HasPrefix(state, "08"), strings.HasPrefix(state, "53"), strings.HasPrefix(state, "58"):
-		return true
-	case strings.HasPrefix(state, "57P"):
-		return true
-	case state == "25P03", state == "25006":
-		return true
+	for _, prefix := range []string{"08", "28", "53", "57P", "58", "3D000", "25P03", "25006"} {
+		if strings.HasPrefix(state, prefix) {
+			return true
+		}
 	}
 	return false
 }

@@ -41,8 +41,23 @@ func (d *delivered) outcome() Outcome {
 	return d.opts.Outcome
 }
 
+// failed is for what went wrong in Oncemill's own statements. An error in which
+// Postgres does not speak, and that was not made here, is one of the connection:
+// not all that drivers say of those can be told by type.
 func (d *delivered) failed(op Op, err error) *Error {
+	if op != OpKey && sqlState(err) == "" && !isOwn(err) {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	return &Error{Op: op, Consumer: d.consumer, Key: d.key, Err: markUnavailable(err)}
+}
+
+func isOwn(err error) bool {
+	for _, own := range []error{ErrInFlight, ErrKeyReused, ErrTooOld, ErrTxControl, ErrUnavailable, ErrDrained, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, own) {
+			return true
+		}
+	}
+	return false
 }
 
 // Once runs fn in a transaction in which the key is claimed, and commits both
