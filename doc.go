@@ -26,12 +26,12 @@
 // To each consumer a key is in one of three states, and the table claims alone
 // tells which:
 //
-//	            begin, INSERT                     COMMIT
-//	  free  ───────────────────▶  in flight  ───────────────▶  settled
-//	   ▲                              │                            │
-//	   │      ROLLBACK, crash,        │                            │ Retention is over
-//	   ├──────────────────────────────┘                            │ (older messages are
-//	   └───────────────────────────────────────────────────────────┘  refused from then on)
+//	          begin, INSERT                     COMMIT
+//	free  ───────────────────▶  in flight  ───────────────▶  settled
+//	 ▲                              │                            │
+//	 │      ROLLBACK, crash,        │                            │ Retention is over
+//	 ├──────────────────────────────┘                            │ (older messages are
+//	 └───────────────────────────────────────────────────────────┘  refused from then on)
 //
 // A key in flight is a row that no other transaction can see yet, but that makes
 // an insert of the same key wait. So the claim cannot be forgotten by a crash,

@@ -35,7 +35,9 @@ func TestOnceTellsItsObserver(t *testing.T) {
 			said = append(said, "committed "+consumer+" "+key)
 		},
 		Duplicate: func(_ context.Context, consumer, key string) { said = append(said, "duplicate "+consumer+" "+key) },
-		Failed:    func(_ context.Context, err *oncemill.Error) { said = append(said, "failed "+string(err.Op)+" "+err.Key) },
+		Failed: func(_ context.Context, err *oncemill.Error) {
+			said = append(said, "failed "+string(err.Op)+" "+err.Key)
+		},
 	}}).Consumer("test")
 	must(t, c.Once(within(t), "k", effect("a")))
 	must(t, c.Once(within(t), "k", effect("a")))
@@ -218,11 +220,14 @@ func TestAHandlerCannotCommit(t *testing.T) {
 	f := newFixture(t)
 	c := f.consumer()
 	for name, try := range map[string]func(context.Context, oncemill.Tx) error{
-		"exec":     func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.ExecContext(ctx, "COMMIT"); return err },
-		"plain":    func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.Exec("SELECT 1; COMMIT"); return err },
-		"query":    func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.QueryContext(ctx, "END"); return err },
-		"row":      func(ctx context.Context, tx oncemill.Tx) error { return tx.QueryRowContext(ctx, "ROLLBACK").Scan() },
-		"prepared": func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.PrepareContext(ctx, "commit"); return err },
+		"exec":  func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.ExecContext(ctx, "COMMIT"); return err },
+		"plain": func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.Exec("SELECT 1; COMMIT"); return err },
+		"query": func(ctx context.Context, tx oncemill.Tx) error { _, err := tx.QueryContext(ctx, "END"); return err },
+		"row":   func(ctx context.Context, tx oncemill.Tx) error { return tx.QueryRowContext(ctx, "ROLLBACK").Scan() },
+		"prepared": func(ctx context.Context, tx oncemill.Tx) error {
+			_, err := tx.PrepareContext(ctx, "commit")
+			return err
+		},
 	} {
 		err := c.Once(within(t), name, func(ctx context.Context, tx oncemill.Tx) error {
 			must(t, effect("a")(ctx, tx))

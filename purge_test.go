@@ -20,12 +20,13 @@ func TestPurgeForgetsOldClaimsAndRefusesMessagesFromThatTime(t *testing.T) {
 	f := newFixture(t)
 	var purged []string
 	in := &oncemill.Inbox{DB: f.db, Retention: time.Hour, Observer: &oncemill.Observer{
-		Purged: func(_ context.Context, consumer string, n int64) { purged = append(purged, fmt.Sprint(consumer, " ", n)) },
+		Purged: func(_ context.Context, consumer string, n int64) {
+			purged = append(purged, fmt.Sprint(consumer, " ", n))
+		},
 	}}
 	c, other := in.Consumer("test"), (&oncemill.Inbox{DB: f.db}).Consumer("other")
-	for i := range 2500 { // more than two batches
-		f.exec(`INSERT INTO oncemill.claims (consumer, key) VALUES ('test', $1)`, fmt.Sprint("old", i))
-	}
+	// More than two batches.
+	f.exec(`INSERT INTO oncemill.claims (consumer, key) SELECT 'test', 'old' || i FROM generate_series(0, 2499) AS i`)
 	must(t, other.Once(within(t), "old0", effect("other")))
 	f.age("test", 2*time.Hour)
 	f.age("other", 2*time.Hour)

@@ -1,0 +1,129 @@
+package consumers
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/delivery"
+)
+
+// Metadata that a dead letter has beside the message's own and those of
+// Watermill's PoisonQueue (reason_poisoned, topic_poisoned, handler_poisoned,
+// subscriber_poisoned).
+const (
+	DeadConsumer = "oncemill-dead-consumer" // in whose name the message was claimed
+	DeadKey      = "oncemill-dead-key"      // under which key; missing where it had none
+	DeadErrors   = "oncemill-dead-errors"   // the number of handler errors
+	DeadUUID     = "oncemill-dead-uuid"     // the message's UUID, where it is no valid text
+	DeadPosition = "oncemill-dead-position" // its place in the broker, where known
+	DeadAt       = "oncemill-dead-at"       // when it was given up, RFC 3339 in UTC
+)
+
+// grave is what a dead letter is filed under.
+type grave struct {
+	consumer *oncemill.Consumer
+	key      string
+	cause    error
+	errors   int
+	opts     oncemill.ClaimOptions
+}
+
+// bury writes a dead letter to the outbox and settles the message's claim as
+// dead, in one transaction. After that the message can be acknowledged. If its
+// key is claimed by now, another delivery has been handled or buried, and this
+// one is a duplicate.
+func (s Stack) bury(msg *message.Message, g grave) error {
+	letter := deadLetterOf(msg, g)
+	opts := oncemill.ClaimOptions{Fingerprint: g.opts.Fingerprint, Outcome: oncemill.Dead}
+	err := g.consumer.OnceWith(msg.Context(), g.key, opts, func(ctx context.Context, tx oncemill.Tx) error {
+		if err := g.consumer.ForgetErrors(ctx, tx, g.key); err != nil {
+			return err
+		}
+		return s.Once.Outbox.InTx(tx).Publish(s.DeadLetterTopic, letter)
+	})
+	if err != nil {
+		return errors.Join(g.cause, err)
+	}
+	s.logger().Error("oncemill: gave up a message, its dead letter is in the outbox",
+		"consumer", g.consumer.Name(), "key", g.key, "uuid", msg.UUID, "handler_errors", g.errors,
+		"topic", s.DeadLetterTopic, "error", g.cause)
+	return nil
+}
+
+// deadLetterOf copies the message and notes why it was given up.
+func deadLetterOf(msg *message.Message, g grave) *message.Message {
+	letter := msg.Copy()
+	ctx := msg.Context()
+	letter.Metadata.Set(wm.ReasonForPoisonedKey, printable(g.cause.Error()))
+	letter.Metadata.Set(wm.PoisonedTopicKey, message.SubscribeTopicFromCtx(ctx))
+	letter.Metadata.Set(wm.PoisonedHandlerKey, message.HandlerNameFromCtx(ctx))
+	letter.Metadata.Set(wm.PoisonedSubscriberKey, message.SubscriberNameFromCtx(ctx))
+	letter.Metadata.Set(DeadConsumer, g.consumer.Name())
+	letter.Metadata.Set(DeadErrors, strconv.Itoa(g.errors))
+	letter.Metadata.Set(DeadAt, time.Now().UTC().Format(time.RFC3339Nano))
+	if !strings.HasPrefix(g.key, reservedKey) {
+		letter.Metadata.Set(DeadKey, headerSafe(g.key))
+	}
+	if info, _ := delivery.From(ctx); info.Position != "" {
+		letter.Metadata.Set(DeadPosition, info.Position)
+	}
+	if letter.UUID == "" || !utf8.ValidString(letter.UUID) || strings.ContainsRune(letter.UUID, 0) {
+		if letter.UUID != "" {
+			letter.Metadata.Set(DeadUUID, letter.UUID)
+		}
+		letter.UUID = watermill.NewUUID()
+	}
+	return letter
+}
+
+// printable makes a header of an error: one line of at most 1 KiB.
+func printable(s string) string {
+	const most = 1024
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+// headerSafe quotes what a broker's header could not carry.
+func headerSafe(s string) string {
+	if quoted := strconv.Quote(s); len(quoted) != len(s)+2 {
+		return quoted
+	}
+	return s
+}
+
+// reservedKey is in front of the keys that are made up here. It is the prefix
+// that the claims core reserves, and which no caller's key is stored with.
+const reservedKey = "oncemill:dead:"
+
+// keyOfReuse is under which a message is buried whose own key belongs to another
+// one. Its redelivery finds this claim.
+func keyOfReuse(key string, fingerprint []byte) string {
+	return reservedKey + "reused:" + hex.EncodeToString(fingerprint) + ":" + key
+}
+
+// keyWithoutKey is under which a message without a key is buried: its place in
+// the broker. Where that is not known, a dead letter may come twice, which is
+// better than never.
+func keyWithoutKey(info delivery.Info) string {
+	if info.Position != "" {
+		return reservedKey + "position:" + info.Position
+	}
+	return reservedKey + "unknown:" + watermill.NewUUID()
+}

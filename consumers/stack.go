@@ -1,0 +1,163 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/middleware"
+)
+
+// Never, as a limit, means that there is none.
+const Never = -1
+
+// A Stack puts the middlewares that handle messages exactly once onto a router,
+// in the only order that works. From the outside in:
+//
+//   - dead letter: gives up a message whose handler keeps failing;
+//   - retry: runs again at once what failed by a deadlock;
+//   - recover: makes a panic an error;
+//   - Once: the transaction.
+//
+// Middlewares that the router had before are outside of these, which is the
+// place for metrics. Those that are added later run inside of the transaction.
+// Handlers need no middleware of their own for retries, panics or poisoned
+// messages; inside, those would commit half of a handler's work.
+type Stack struct {
+	// Once is the transactional middleware. Its Inbox is required; the other
+	// fields are optional.
+	Once middleware.Once
+
+	// MaxErrors is the number of deliveries that may end in an error or a panic
+	// of the handler. With the last of them the message becomes a dead letter.
+	// What is not the handler's fault does not count: a database that is away, a
+	// key in flight, a deadlock, a shutdown. 0 means 10; Never means that it is
+	// delivered until it succeeds.
+	MaxErrors int
+
+	// MaxDeliveries gives up a message that was delivered so often, whatever the
+	// reason, where the subscriber tells. It is for messages that kill their
+	// process before anything can be counted, and should be generous. 0 means
+	// 1000; Never means no limit.
+	MaxDeliveries int
+
+	// DeadLetterTopic is where dead letters go, through the outbox. "" means
+	// "dead-letter". Something has to receive it: a stream with that subject.
+	DeadLetterTopic string
+}
+
+// Apply checks the configuration and the database, and adds the middlewares to
+// the router. Call it before the router runs, and once. ctx bounds the check; at
+// most 10 seconds are spent on it.
+func (s Stack) Apply(ctx context.Context, router *message.Router) error {
+	if err := s.setDefaults(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := s.Once.Inbox.Check(ctx); err != nil {
+		return fmt.Errorf("oncemill: Stack: %w", err)
+	}
+	router.AddMiddleware(
+		s.deadLetter,
+		wm.Retry{
+			MaxRetries:          3,
+			InitialInterval:     10 * time.Millisecond,
+			MaxInterval:         200 * time.Millisecond,
+			Multiplier:          2,
+			RandomizationFactor: 0.5,
+			ShouldRetry:         func(p wm.RetryParams) bool { return oncemill.IsSerialization(p.Err) },
+			ResetContextOnRetry: true,
+		}.Middleware,
+		wm.Recoverer,
+		s.Once.Middleware,
+	)
+	return nil
+}
+
+func (s *Stack) setDefaults() error {
+	switch {
+	case s.Once.Inbox == nil:
+		return errors.New("oncemill: Stack.Once.Inbox is nil: set it to your *oncemill.Inbox")
+	case s.MaxErrors < Never:
+		return fmt.Errorf("oncemill: Stack.MaxErrors is %d: must be positive, 0 for the default or Never", s.MaxErrors)
+	case s.MaxDeliveries < Never:
+		return fmt.Errorf("oncemill: Stack.MaxDeliveries is %d: must be positive, 0 for the default or Never", s.MaxDeliveries)
+	}
+	if s.MaxErrors == 0 {
+		s.MaxErrors = 10
+	}
+	if s.MaxDeliveries == 0 {
+		s.MaxDeliveries = 1000
+	}
+	if s.DeadLetterTopic == "" {
+		s.DeadLetterTopic = "dead-letter"
+	}
+	s.Once.Outbox = s.Once.Publisher()
+	return nil
+}
+
+// deadLetter decides what becomes of a message that failed.
+func (s Stack) deadLetter(h message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		produced, err := h(msg)
+		if err == nil {
+			return produced, nil
+		}
+		return nil, s.failed(msg, err)
+	}
+}
+
+// failed returns nil if the message has become a dead letter, and else the error
+// for which it is to be delivered again.
+func (s Stack) failed(msg *message.Message, cause error) error {
+	info, _ := delivery.From(msg.Context())
+	if errors.Is(cause, oncemill.ErrUnavailable) {
+		if info.Hold != nil {
+			info.Hold(s.Once.Inbox.Check)
+		}
+		return cause
+	}
+	consumer, key, opts, err := s.Once.Claim(msg)
+	switch {
+	case consumer == nil:
+		return cause
+	case err != nil: // no key
+		return s.bury(msg, grave{consumer: consumer, key: keyWithoutKey(info), cause: cause})
+	case errors.Is(cause, oncemill.ErrKeyReused):
+		return s.bury(msg, grave{consumer: consumer, key: keyOfReuse(key, opts.Fingerprint), cause: cause})
+	case errors.Is(cause, oncemill.ErrTooOld):
+		return s.bury(msg, grave{consumer: consumer, key: key, cause: cause})
+	}
+	errs := 0
+	if isHandlerError(cause) {
+		if errs, err = consumer.CountError(msg.Context(), key, cause); err != nil {
+			return errors.Join(cause, err)
+		}
+	}
+	if s.MaxErrors != Never && errs >= s.MaxErrors || s.MaxDeliveries != Never && info.Attempt > uint64(s.MaxDeliveries) {
+		return s.bury(msg, grave{consumer: consumer, key: key, cause: cause, errors: errs, opts: opts})
+	}
+	return cause
+}
+
+func (s Stack) logger() *slog.Logger {
+	if s.Once.Inbox.Logger != nil {
+		return s.Once.Inbox.Logger
+	}
+	return slog.Default()
+}
+
+// isHandlerError counts panics too: the recover middleware, which is outside of
+// Once, has made plain errors of them.
+func isHandlerError(err error) bool {
+	var panicked wm.RecoveredPanicError
+	return oncemill.IsHandlerError(err) || errors.As(err, &panicked)
+}
