@@ -49,7 +49,8 @@ func (s Stack) bury(msg *message.Message, g grave) error {
 		if err := g.consumer.ForgetErrors(ctx, tx, g.key); err != nil {
 			return err
 		}
-		return s.Once.Outbox.InTx(tx).Publish(s.DeadLetterTopic, letter)
+		letter.SetContext(ctx)
+		return s.Once.Outbox.Publish(s.DeadLetterTopic, letter)
 	})
 	if err != nil {
 		return errors.Join(g.cause, err)

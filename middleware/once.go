@@ -99,8 +99,8 @@ func (o Once) handle(msg *message.Message, h message.HandlerFunc) error {
 	if err != nil {
 		return err
 	}
-	return consumer.OnceWith(msg.Context(), key, opts, func(ctx context.Context, tx oncemill.Tx) error {
-		return o.run(ctx, tx, msg, h)
+	return consumer.OnceWith(msg.Context(), key, opts, func(ctx context.Context, _ oncemill.Tx) error {
+		return o.run(ctx, msg, h)
 	})
 }
 
@@ -150,7 +150,7 @@ func origin(msg *message.Message) time.Time {
 
 // run runs the handler on a copy of the message, and writes what it returns to
 // the outbox.
-func (o Once) run(ctx context.Context, tx oncemill.Tx, msg *message.Message, h message.HandlerFunc) error {
+func (o Once) run(ctx context.Context, msg *message.Message, h message.HandlerFunc) error {
 	own := ownCopy(ctx, msg)
 	poisoned := msg.Metadata.Get(wm.ReasonForPoisonedKey)
 	produced, err := h(own)
@@ -171,9 +171,13 @@ func (o Once) run(ctx context.Context, tx oncemill.Tx, msg *message.Message, h m
 		return ErrNoTopic
 	}
 	for _, out := range produced {
+		if out == nil {
+			continue // the outbox says which
+		}
 		carryOn(msg, out)
+		out.SetContext(ctx) // where the outbox finds the transaction
 	}
-	return o.Outbox.InTx(tx).Publish(topic, produced...)
+	return o.Outbox.Publish(topic, produced...)
 }
 
 // ownCopy copies all that a handler could change, the payload's bytes included.

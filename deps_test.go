@@ -1,0 +1,57 @@
+package oncemill_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What these packages import, their users import. Each list is the whole of it:
+// a module path stands for all packages of the module.
+var allowed = map[string][]string{
+	".": {
+		"github.com/oncemill/oncemill",
+	},
+	"./outbox": {
+		"github.com/oncemill/oncemill", "github.com/lib/pq", "github.com/ThreeDotsLabs/watermill",
+		// What Watermill's message package imports.
+		"github.com/google/uuid", "github.com/lithammer/shortuuid", "github.com/oklog/ulid", "github.com/pkg/errors",
+	},
+	"./middleware": {
+		"github.com/oncemill/oncemill", "github.com/lib/pq", "github.com/ThreeDotsLabs/watermill",
+		"github.com/google/uuid", "github.com/lithammer/shortuuid", "github.com/oklog/ulid", "github.com/pkg/errors",
+		// What Watermill's router middlewares import.
+		"github.com/cenkalti/backoff", "github.com/sony/gobreaker",
+	},
+}
+
+// never is what even an allowed module must not bring.
+var never = []string{
+	"testing",
+	"github.com/oncemill/oncemill/internal/testenv",
+	"github.com/oncemill/oncemill/consumers",
+}
+
+func TestDependencies(t *testing.T) {
+	t.Parallel()
+	for dir, modules := range allowed {
+		out, err := exec.Command("go", "list", "-deps", dir).CombinedOutput()
+		if err != nil {
+			t.Fatalf("go list -deps %s: %v\n%s", dir, err, out)
+		}
+		for _, dep := range strings.Fields(string(out)) {
+			within := func(module string) bool { return dep == module || strings.HasPrefix(dep, module+"/") }
+			if slices.ContainsFunc(never, within) {
+				t.Errorf("%s imports %s", dir, dep)
+			}
+			external := strings.Contains(strings.SplitN(dep, "/", 2)[0], ".")
+			if external && !slices.ContainsFunc(modules, within) {
+				t.Errorf("%s imports %s, which is not on its list", dir, dep)
+			}
+			if dir == "." && within("github.com/oncemill/oncemill/outbox") || dir == "./outbox" && dep == "github.com/oncemill/oncemill" {
+				t.Errorf("%s imports %s: inbox and outbox do not know each other", dir, dep)
+			}
+		}
+	}
+}
