@@ -22,7 +22,8 @@ import (
 // The server is named by the URL of any database on it that already exists and
 // that the user may create databases from, such as "postgres". A migrated
 // database is copied from a template that holds Oncemill's schema; the first
-// caller makes the template, also when several processes call at once.
+// caller makes the template, also when several processes call at once, provided
+// that they name the same database (an advisory lock is valid in only one).
 //
 // The module testcontainers compiles against this function, whatever version of
 // this module its user has chosen: keep the signature.

@@ -1,0 +1,69 @@
+package dbcheck_test
+
+import (
+	"database/sql"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/testenv"
+)
+
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	good := testenv.DB(t)
+	empty := testenv.Open(t, testenv.EmptyPostgresURL(t))
+
+	tooNew := testenv.DB(t)
+	exec(t, tooNew, `INSERT INTO oncemill.schema_version (version) VALUES (99)`)
+
+	readOnly := testenv.DB(t)
+	readOnly.SetMaxOpenConns(1)
+	exec(t, readOnly, `SET default_transaction_read_only = on`)
+
+	closed := testenv.DB(t)
+	closed.Close()
+
+	for name, test := range map[string]struct {
+		db     *sql.DB
+		schema string
+		is     error
+		names  []string
+	}{
+		"good":          {good, "", nil, nil},
+		"same name":     {good, "oncemill", nil, nil},
+		"other schema":  {good, "its own", dbcheck.ErrSchema, []string{`"its own"`, "version 1 is needed", "oncemill migrate --schema 'its own'"}},
+		"no schema":     {empty, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 1 is needed", "oncemill migrate"}},
+		"too new":       {tooNew, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 99", "needs version 1", "upgrade"}},
+		"read-only":     {readOnly, "", dbcheck.ErrReadOnly, []string{"default_transaction_read_only"}},
+		"no connection": {closed, "", dbcheck.ErrUnreachable, []string{"check the address"}},
+	} {
+		err := dbcheck.Check(t.Context(), test.db, test.schema)
+		if !errors.Is(err, test.is) {
+			t.Errorf("%s: error is %v, want %v", name, err, test.is)
+		}
+		for _, text := range test.names {
+			if !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %q does not say %q", name, err, text)
+			}
+		}
+	}
+}
+
+func TestSupported(t *testing.T) {
+	t.Parallel()
+	for found, want := range map[int]string{0: "no Oncemill tables", 1: "", 2: "too new", -1: "too old"} {
+		err := dbcheck.Supported("", found)
+		if want == "" && err != nil || want != "" && (!errors.Is(err, dbcheck.ErrSchema) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("version %d: error is %v, want %q", found, err, want)
+		}
+	}
+}
+
+func exec(t *testing.T, db *sql.DB, query string) {
+	t.Helper()
+	if _, err := db.Exec(query); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+}

@@ -1,0 +1,93 @@
+// Package outbox sends messages if, and only if, a database transaction commits.
+//
+// A handler that writes rows and publishes a message talks to two systems that
+// know nothing of each other: a crash in between leaves rows without a message,
+// or a message about rows that were rolled back. Here the handler publishes into
+// a table of its own database, in its own transaction, and a Relay moves the
+// table's rows to the broker afterwards.
+//
+// A [Publisher] is Watermill's message.Publisher on top of the table. A [Relay]
+// drains the table into a [Sink]; jetstream.Sink is one for NATS, and
+// [PublisherSink] makes one of any Watermill publisher.
+//
+// # What it guarantees
+//
+// A message is published if and only if its transaction committed. It is
+// published at least once; every attempt carries the same [Row].DedupID, on
+// which a broker can drop repetitions for as long as it remembers them. A
+// consumer that handles the message inside oncemill's Once drops the rest, so
+// that its effects happen exactly once.
+//
+// Order is not guaranteed. A relay takes rows in the order in which they were
+// inserted, but transactions commit in another, several relays work side by side
+// and a deferred row is overtaken by those behind it.
+//
+// # What happens when something fails
+//
+//	transaction rolls back           the message was never there
+//	process dies before the COMMIT   the same
+//	process dies after the COMMIT    a relay finds the row
+//	NOTIFY is lost                   the row goes out at the relay's next poll
+//	relay dies before publishing     its transaction ends, another relay takes the rows
+//	relay dies after publishing,     the rows are published again, under the same
+//	  before its COMMIT              dedup ids
+//	relay freezes                    Postgres ends its transaction after twice the
+//	                                 PublishTimeout and a second; another relay takes the rows
+//	database goes away               the relay waits, reconnects and goes on
+//	broker goes away                 rows stay as they are, no attempt is counted; the relay
+//	                                 tries again with growing pauses, at least every few seconds
+//	broker refuses a message         the row is parked with the error; the others pass
+//	another error for a message      the row is deferred, 1 second at first, up to 1 minute;
+//	                                 the others pass
+//	metadata cannot be read          the row is parked with the error; the others pass
+//
+// A parked row stays in the table until somebody deals with it. To try it again:
+//
+//	UPDATE oncemill.outbox SET parked_at = NULL, not_before = NULL, attempts = 0,
+//	       dedup_id = gen_random_uuid() WHERE id = ...
+//
+// The fresh dedup_id keeps the broker from taking it for a repetition.
+//
+// # Publishing from SQL
+//
+// An INSERT from any language is a publisher: only the topic has no default. The
+// columns of the table oncemill.outbox that are the writer's:
+//
+//	topic       text         where the message goes: a NATS subject, a Kafka topic
+//	uuid        text         the Watermill message UUID; default: random
+//	metadata    jsonb        headers, an object of strings; default: empty. Values of
+//	                         other types are sent as their JSON text, null as "".
+//	payload     bytea        the body; default: empty
+//	not_before  timestamptz  when to publish it; default: NULL, at once
+//
+// and those that are the relay's:
+//
+//	id          bigint       follows the order of inserts
+//	dedup_id    uuid         what the broker deduplicates on; default: random
+//	created_at  timestamptz  default: the begin of the transaction
+//	attempts    integer      failed attempts to publish
+//	parked_at   timestamptz  when it was given up, NULL while it was not
+//	last_error  text         of the last failed attempt
+//
+// For example:
+//
+//	INSERT INTO oncemill.outbox (topic, metadata, payload)
+//	VALUES ('orders.paid', '{"tenant": "acme"}', convert_to('{"order": 7}', 'UTF8'));
+//
+// Relays find such a row at their next poll. To wake them at once, execute NOTIFY
+// on the channel that [Channel] names, in a statement of its own after the
+// COMMIT: inside the transaction it makes all commits of the server wait for one
+// another.
+//
+// jsonb can hold neither NUL nor what is not UTF-8. Metadata with such keys or
+// values, as dead letters of foreign messages have, is kept in the member
+// "oncemill:base64" of the metadata column, an object whose keys and values are
+// base64; that member's name is reserved.
+//
+// # Vocabulary
+//
+// row: a message in the table. relay: what moves rows to the broker. sink: the
+// broker as the relay sees it. dedup id: the UUID on which the broker drops
+// repetitions. deferred: to be tried again later. parked: not to be tried again
+// by itself.
+package outbox

@@ -1,0 +1,252 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/pgurl"
+	"github.com/oncemill/oncemill/schema"
+)
+
+// batchBytes is about how much payload and metadata a relay holds in memory at
+// a time. A single row may be larger.
+const batchBytes = 16 << 20
+
+const (
+	// minAway and maxAway bound the pause between rounds while the database or
+	// the broker is away.
+	minAway = 100 * time.Millisecond
+	maxAway = 5 * time.Second
+
+	// connectTimeout bounds the wait for a connection.
+	connectTimeout = 10 * time.Second
+
+	// settleTimeout bounds the writing down of what became of a batch that
+	// DrainTimeout has cut off.
+	settleTimeout = 3 * time.Second
+)
+
+// A Relay moves rows from the outbox table to a Sink. Any number of relays, in
+// any number of processes, may work on one table: each row is published by one
+// of them, and a second time only if a relay dies between the broker's
+// acknowledgement and its own commit. Set the fields, then call Run. Do not copy
+// a Relay after first use.
+type Relay struct {
+	// DB is the database with the outbox table. Required. A running Relay takes
+	// one connection.
+	DB *sql.DB
+
+	// Sink is where rows go. Required.
+	Sink Sink
+
+	// Schema is the Postgres schema that holds the table. "" means "oncemill".
+	Schema string
+
+	// ListenURL is a connection string, as lib/pq takes it, to the same database
+	// as DB. The Relay opens one connection with it to hear Publishers' NOTIFYs.
+	// It must lead to Postgres itself: PgBouncer in transaction mode passes no
+	// notifications. "" means that the Relay only polls.
+	ListenURL string
+
+	// Batch is the largest number of rows published in one transaction. A batch
+	// also ends at about 16 MiB. 0 means 500.
+	Batch int
+
+	// PollInterval is how long the Relay waits before it looks for rows when
+	// nothing wakes it. 0 means 1 second.
+	PollInterval time.Duration
+
+	// PublishTimeout is how long the Sink may take for a batch. The rows of the
+	// batch are locked for as long. 0 means 10 seconds.
+	//
+	// Postgres ends the transaction of a Relay that was silent for twice that
+	// and a second, so that a frozen process does not keep its rows for ever.
+	PublishTimeout time.Duration
+
+	// MinBackoff and MaxBackoff bound the time that a row waits after it failed
+	// to be published. The time doubles with every attempt. 0 means 1 second and
+	// 1 minute.
+	MinBackoff, MaxBackoff time.Duration
+
+	// MaxAttempts is the number of failed attempts after which a row is parked.
+	// Those that failed because the broker was unavailable do not count. 0 means
+	// that a row is tried again for ever, unless the Sink refuses it.
+	MaxAttempts int
+
+	// DrainTimeout is how long the Sink may go on with a batch that was begun
+	// when Run's context ends. 0 means 15 seconds.
+	DrainTimeout time.Duration
+
+	// Observer hears of every batch. Optional.
+	Observer *Observer
+
+	// Logger hears when the database or the broker goes away and comes back,
+	// and of rows that were deferred or parked. nil means slog.Default().
+	Logger *slog.Logger
+
+	wakeOnce sync.Once
+	wake     chan struct{}
+
+	mu      sync.Mutex
+	outcome error // of the last round; see Ready
+	rounds  int
+}
+
+// An Observer has functions that a Relay calls, for metrics and traces. Each may
+// be nil. They should be quick.
+type Observer struct {
+	// Batch is called for every batch that was not empty, after its transaction
+	// has committed.
+	Batch func(BatchResult)
+}
+
+// A BatchResult says what became of the rows of one batch.
+type BatchResult struct {
+	Published   int // acknowledged by the broker and deleted
+	Deferred    int // failed, to be tried again later
+	Parked      int // refused, or failed too often
+	Unavailable int // left as they were, because the broker was unavailable
+
+	// Oldest is when the oldest of the rows was written.
+	Oldest time.Time
+
+	// Took is the time from the begin of the transaction to its commit.
+	Took time.Duration
+}
+
+var (
+	errNoRound = errors.New("outbox: relay has not finished a round yet")
+
+	// errCut is why a batch failed that was not finished within DrainTimeout.
+	errCut = errors.New("outbox: relay was stopped but its batch did not end within DrainTimeout: the rest of its rows stay in the outbox and will be published later, under the same dedup ids")
+)
+
+// Ready returns nil if the Relay's last round of work went well, an empty one
+// too, and otherwise an error that says what is away. It is meant for readiness
+// probes.
+func (r *Relay) Ready() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rounds == 0 {
+		return errNoRound
+	}
+	return r.outcome
+}
+
+// setOutcome records how a round ended and returns how the one before did.
+func (r *Relay) setOutcome(err error) (before error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before = r.outcome
+	r.outcome = err
+	r.rounds++
+	return before
+}
+
+// Wake makes Run look for rows at once instead of waiting for the next poll. It
+// never blocks, and may be called before Run.
+func (r *Relay) Wake() {
+	select {
+	case r.woken() <- struct{}{}:
+	default: // a wake-up is already waiting
+	}
+}
+
+func (r *Relay) woken() chan struct{} {
+	r.wakeOnce.Do(func() { r.wake = make(chan struct{}, 1) })
+	return r.wake
+}
+
+// Check returns nil if the Relay can start: its fields make sense, the database
+// can be written to, holds a schema that this build runs on and gives the
+// rights that a relay needs. Its errors name what is wrong and the remedy, and
+// wrap ErrUnreachable, ErrReadOnly or ErrSchema where those fit.
+func (r *Relay) Check(ctx context.Context) error {
+	if err := r.validate(); err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	if err := dbcheck.Check(ctx, r.DB, r.Schema); err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	return r.checkRights(ctx)
+}
+
+// validate looks at the fields alone.
+func (r *Relay) validate() error {
+	switch {
+	case r.DB == nil:
+		return errors.New("Relay.DB is nil: set it to the *sql.DB of the database that holds the outbox")
+	case r.Sink == nil:
+		return errors.New("Relay.Sink is nil: set it to where messages go")
+	case r.Batch < 0:
+		return fmt.Errorf("Relay.Batch is %d: must be at least 1, or 0 for the default", r.Batch)
+	case r.MaxAttempts < 0:
+		return fmt.Errorf("Relay.MaxAttempts is %d: must be at least 1, or 0 for no limit", r.MaxAttempts)
+	}
+	for _, field := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"PollInterval", r.PollInterval},
+		{"PublishTimeout", r.PublishTimeout},
+		{"MinBackoff", r.MinBackoff},
+		{"MaxBackoff", r.MaxBackoff},
+		{"DrainTimeout", r.DrainTimeout},
+	} {
+		if field.value < 0 {
+			return fmt.Errorf("Relay.%s is %v: must not be negative; 0 means the default", field.name, field.value)
+		}
+	}
+	if r.minBackoff() > r.maxBackoff() {
+		return fmt.Errorf("Relay.MinBackoff is %v: must not exceed MaxBackoff, %v", r.minBackoff(), r.maxBackoff())
+	}
+	if r.ListenURL != "" {
+		if _, err := pgurl.Connector(r.ListenURL); err != nil {
+			return fmt.Errorf("Relay.ListenURL is %w", err)
+		}
+	}
+	return nil
+}
+
+// checkRights finds out whether the role may do what a round does.
+func (r *Relay) checkRights(ctx context.Context) error {
+	const query = `
+		SELECT current_user,
+		       has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'UPDATE') AND has_table_privilege($1, 'DELETE')`
+	table := r.table()
+	var role string
+	var allowed bool
+	if err := r.DB.QueryRowContext(ctx, query, table).Scan(&role, &allowed); err != nil {
+		return fmt.Errorf("outbox: look for the rights on %s: %w", table, err)
+	}
+	if !allowed {
+		return fmt.Errorf("outbox: role %q may not relay from %s (GRANT SELECT, UPDATE, DELETE ON %s TO %s)", role, table, table, schema.Quote(role))
+	}
+	return nil
+}
+
+func (r *Relay) table() string                 { return schema.Quote(r.Schema) + ".outbox" }
+func (r *Relay) batch() int                    { return or(r.Batch, 500) }
+func (r *Relay) pollInterval() time.Duration   { return or(r.PollInterval, time.Second) }
+func (r *Relay) publishTimeout() time.Duration { return or(r.PublishTimeout, 10*time.Second) }
+func (r *Relay) minBackoff() time.Duration     { return or(r.MinBackoff, min(time.Second, r.maxBackoff())) }
+func (r *Relay) maxBackoff() time.Duration     { return or(r.MaxBackoff, time.Minute) }
+func (r *Relay) drainTimeout() time.Duration   { return or(r.DrainTimeout, 15*time.Second) }
+
+// idleTimeout is after how long without a statement Postgres ends a round's
+// transaction. The longest such time of a healthy relay is PublishTimeout.
+func (r *Relay) idleTimeout() time.Duration { return 2*r.publishTimeout() + time.Second }
+
+func or[T comparable](value, otherwise T) T {
+	var zero T
+	if value == zero {
+		return otherwise
+	}
+	return value
+}

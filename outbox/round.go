@@ -1,0 +1,245 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// round publishes one batch. more means that there may be further rows that are
+// due now. An error means that the database or the broker is away; rows whose
+// own fault it is are dealt with in the table.
+func (l *loop) round(ctx context.Context) (more bool, err error) {
+	connect, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	// After a restart of the database all idle connections of the pool are dead.
+	for tries := l.DB.Stats().Idle; ; tries-- {
+		conn, err := l.DB.Conn(connect)
+		if err != nil {
+			return false, fmt.Errorf("database: connect: %w", err)
+		}
+		more, err := l.roundOn(ctx, conn)
+		if err != nil && !errors.Is(err, ErrUnavailable) {
+			discard(conn)
+		}
+		conn.Close()
+		if tries <= 0 || !errors.Is(err, errDead) {
+			return more, err
+		}
+	}
+}
+
+// errDead means that a connection was dead before anything was done with it.
+var errDead = errors.New("connection from the pool is dead")
+
+// discard takes a connection out of the pool. After a failover it may lead to a
+// server that is a replica now, and would fail for ever without breaking.
+func discard(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+}
+
+func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err error) {
+	begun := time.Now()
+	txCtx, cancel := context.WithTimeout(l.settling, l.idleTimeout()+connectTimeout)
+	defer cancel()
+	tx, err := l.begin(txCtx, conn)
+	if err != nil {
+		if errors.Is(err, driver.ErrBadConn) {
+			err = fmt.Errorf("%w: %w", errDead, err)
+		}
+		return false, fmt.Errorf("database: begin: %w", err)
+	}
+	defer tx.Rollback()
+
+	fetched, err := l.fetch(txCtx, tx)
+	if err != nil {
+		return false, fmt.Errorf("database: fetch rows: %w", err)
+	}
+	if ctx.Err() != nil || fetched.empty() {
+		return false, nil
+	}
+	verdicts := l.publish(fetched)
+	if err := verdicts.settle(txCtx, tx, l.table()); err != nil {
+		return false, fmt.Errorf("database: settle published rows: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return false, fmt.Errorf("database: commit published rows: %w", err)
+	}
+	l.tell(fetched, verdicts, time.Since(begun))
+	return fetched.more, verdicts.unavailable
+}
+
+// begin opens a transaction that Postgres ends by itself should this process
+// freeze in it.
+func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return nil, err
+	}
+	set := fmt.Sprintf(`SET LOCAL idle_in_transaction_session_timeout = %d`, l.idleTimeout().Milliseconds())
+	if _, err := tx.ExecContext(ctx, set); err != nil {
+		tx.Rollback()
+		return nil, err
+	}
+	return tx, nil
+}
+
+// fetched is what a round has taken from the table.
+type fetched struct {
+	rows   []Row     // in the order of their ids
+	broken []failure // rows that cannot be read
+	oldest time.Time
+	more   bool // there may be further rows that are due
+}
+
+func (f *fetched) empty() bool { return len(f.rows) == 0 && len(f.broken) == 0 }
+
+// fetch locks the first rows that are due and that no other relay holds, and
+// reads as many of them as fit into memory, at least one. The numbers are
+// written into the statement because an argument costs a round trip.
+func (l *loop) fetch(ctx context.Context, tx *sql.Tx) (*fetched, error) {
+	query := fmt.Sprintf(`
+		WITH due AS MATERIALIZED (
+			SELECT id, dedup_id, topic, uuid, metadata, payload, created_at, attempts
+			FROM %s
+			WHERE parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
+			ORDER BY id
+			LIMIT %d
+			FOR UPDATE SKIP LOCKED
+		), sized AS (
+			SELECT due.*, octet_length(payload) + pg_column_size(metadata) AS size, count(*) OVER () AS locked
+			FROM due
+		), summed AS (
+			SELECT sized.*, sum(size) OVER (ORDER BY id) - size AS before
+			FROM sized
+		)
+		SELECT id, dedup_id::text, topic, uuid, metadata::text, payload, created_at, attempts, locked
+		FROM summed
+		WHERE before < %d
+		ORDER BY id`, l.table(), l.batch(), batchBytes)
+	rows, err := tx.QueryContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var f fetched
+	for rows.Next() {
+		if err := f.scan(rows, l.batch()); err != nil {
+			return nil, err
+		}
+	}
+	return &f, rows.Err()
+}
+
+// scan adds one row. batch is how many rows the statement may lock.
+func (f *fetched) scan(rows *sql.Rows, batch int) error {
+	var row Row
+	var metadata []byte
+	var locked int
+	err := rows.Scan(&row.ID, &row.DedupID, &row.Topic, &row.UUID, &metadata, &row.Payload, &row.CreatedAt, &row.Attempts, &locked)
+	if err != nil {
+		return err
+	}
+	if f.oldest.IsZero() || row.CreatedAt.Before(f.oldest) {
+		f.oldest = row.CreatedAt
+	}
+	row.Metadata, err = decodeMetadata(metadata)
+	if err != nil {
+		f.broken = append(f.broken, failure{row: row, err: err, park: true})
+	} else {
+		row.Metadata[OriginMetadata] = row.CreatedAt.UTC().Format(time.RFC3339Nano)
+		f.rows = append(f.rows, row)
+	}
+	read := len(f.rows) + len(f.broken)
+	f.more = locked == batch || read < locked
+	return nil
+}
+
+// publish hands the rows to the Sink and judges its answers.
+func (l *loop) publish(f *fetched) *verdicts {
+	v := &verdicts{failed: f.broken}
+	if len(f.rows) == 0 {
+		return v
+	}
+	ctx, cancel := context.WithTimeout(l.publishing, l.publishTimeout())
+	defer cancel()
+	answers := l.Sink.PublishBatch(ctx, f.rows)
+	if len(answers) != len(f.rows) {
+		v.untouched = len(f.rows)
+		v.unavailable = fmt.Errorf("%w: Sink %T returned %d errors for %d rows, want one for each", ErrUnavailable, l.Sink, len(answers), len(f.rows))
+		return v
+	}
+	for i, err := range answers {
+		if err == nil {
+			v.published = append(v.published, f.rows[i].ID)
+		}
+	}
+	for i, err := range answers {
+		if err != nil {
+			l.judge(v, f.rows[i], err)
+		}
+	}
+	return v
+}
+
+// judge decides what becomes of a row that was not published. The deadline may
+// pass because one row takes for ever or because the broker is away; if nothing
+// at all was published it is taken to be the broker. A row that was cut off by
+// the end of Run is not to blame either.
+func (l *loop) judge(v *verdicts, row Row, err error) {
+	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+	blameless := late && (len(v.published) == 0 || l.publishing.Err() != nil)
+	refused := errors.Is(err, ErrRefused)
+	switch {
+	case !refused && (errors.Is(err, ErrUnavailable) || blameless):
+		v.untouched++
+		if v.unavailable == nil {
+			v.unavailable = asUnavailable(err)
+		}
+	case refused, l.MaxAttempts > 0 && row.Attempts+1 >= l.MaxAttempts:
+		v.failed = append(v.failed, failure{row: row, err: err, park: true})
+	default:
+		pause := backoff(l.minBackoff(), l.maxBackoff(), row.Attempts)
+		v.failed = append(v.failed, failure{row: row, err: err, pause: pause})
+	}
+}
+
+func asUnavailable(err error) error {
+	if errors.Is(err, ErrUnavailable) {
+		return fmt.Errorf("broker: %w", err)
+	}
+	return fmt.Errorf("broker: %w: %w", ErrUnavailable, err)
+}
+
+// tell logs and observes a batch that is committed.
+func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
+	logger := orDefault(l.Logger)
+	result := BatchResult{Published: len(v.published), Unavailable: v.untouched, Oldest: f.oldest, Took: took}
+	var first *failure // of those deferred
+	for i, failed := range v.failed {
+		if failed.park {
+			result.Parked++
+			logger.Error("outbox relay: parked a message, it stays in the outbox until somebody deals with it",
+				"id", failed.row.ID, "topic", failed.row.Topic, "uuid", failed.row.UUID, "error", failed.err)
+			continue
+		}
+		result.Deferred++
+		if first == nil {
+			first = &v.failed[i]
+		}
+		if due := time.Now().Add(failed.pause + l.minBackoff()); due.After(l.eager) {
+			l.eager = due
+		}
+	}
+	if first != nil && !l.deferring {
+		logger.Warn("outbox relay: messages could not be published, will try each again later", "messages", result.Deferred,
+			"id", first.row.ID, "topic", first.row.Topic, "uuid", first.row.UUID, "error", first.err)
+	}
+	l.deferring = first != nil
+	if l.Observer != nil && l.Observer.Batch != nil {
+		l.Observer.Batch(result)
+	}
+}

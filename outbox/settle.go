@@ -1,0 +1,93 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxErrorText is how much of an error is kept in the table, in bytes.
+const maxErrorText = 2000
+
+// verdicts says what is to become of a batch's rows.
+type verdicts struct {
+	published   []int64   // ids of the rows to delete
+	failed      []failure // rows to defer or park
+	untouched   int       // rows to leave as they are
+	unavailable error     // why
+}
+
+// A failure is a row that was not published, through its own fault.
+type failure struct {
+	row   Row
+	err   error
+	park  bool          // do not try again
+	pause time.Duration // try again after this time
+}
+
+// settle writes the verdicts down.
+func (v *verdicts) settle(ctx context.Context, tx *sql.Tx, table string) error {
+	if err := remove(ctx, tx, table, v.published); err != nil {
+		return err
+	}
+	return fail(ctx, tx, table, v.failed)
+}
+
+// remove deletes rows. Their ids are one text, which every driver can pass.
+func remove(ctx context.Context, tx *sql.Tx, table string, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	list := make([]byte, 0, 12*len(ids))
+	for i, id := range ids {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = strconv.AppendInt(list, id, 10)
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM `+table+` WHERE id = ANY (string_to_array($1::text, ',')::bigint[])`, string(list))
+	return err
+}
+
+// fail defers or parks rows. The clock is that of the statement, because the
+// transaction began before the rows were published.
+func fail(ctx context.Context, tx *sql.Tx, table string, failed []failure) error {
+	if len(failed) == 0 {
+		return nil
+	}
+	type change struct {
+		ID    int64   `json:"id"`
+		Error string  `json:"error"`
+		Park  bool    `json:"park"`
+		Pause float64 `json:"pause"` // seconds
+	}
+	changes := make([]change, len(failed))
+	for i, f := range failed {
+		changes[i] = change{f.row.ID, errorText(f.err), f.park, f.pause.Seconds()}
+	}
+	list, err := json.Marshal(changes)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `
+		UPDATE `+table+` AS o
+		SET attempts = o.attempts + 1,
+		    last_error = f.error,
+		    parked_at = CASE WHEN f.park THEN clock_timestamp() END,
+		    not_before = CASE WHEN f.park THEN o.not_before ELSE clock_timestamp() + make_interval(secs => f.pause) END
+		FROM jsonb_to_recordset($1::text::jsonb) AS f (id bigint, error text, park boolean, pause double precision)
+		WHERE o.id = f.id`, string(list))
+	return err
+}
+
+// errorText returns what of an error a text column can hold.
+func errorText(err error) string {
+	text := strings.ReplaceAll(err.Error(), "\x00", "\uFFFD")
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText]
+	}
+	return strings.ToValidUTF8(text, "\uFFFD")
+}
