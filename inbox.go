@@ -19,10 +19,15 @@ type Inbox struct {
 	// DB is the database that holds both the claims and the handlers' own
 	// tables. Required. Drivers: lib/pq, or pgx through its stdlib package.
 	//
-	// Every message being handled holds one connection, and a second one if its
-	// handler uses the DB beside its transaction. Handlers that do can wait for
-	// each other for ever when the pool is exhausted: then DB.SetMaxOpenConns
-	// must be more than twice the number of messages in flight, or 0.
+	// Every message being handled holds one connection. Set the pool's limits:
+	// DB.SetMaxOpenConns to a few times the database's cores, which also bounds
+	// how many handlers run at a time, and DB.SetMaxIdleConns to the same number.
+	// By default database/sql keeps only two idle connections, and with more
+	// messages than that in flight it opens and closes one for nearly each.
+	//
+	// A handler that uses the DB beside its transaction needs a second connection
+	// while it holds the first. Enough of those wait for each other for ever:
+	// then the limit must be more than twice the number of messages in flight.
 	DB *sql.DB
 
 	// Schema is the Postgres schema of Oncemill's tables. "" means "oncemill".
