@@ -92,8 +92,11 @@ func (in *Inbox) prepareClaim(ctx context.Context) (s claimStatements, err error
 func (in *Inbox) claim(ctx context.Context, tx *sql.Tx, stmts claimStatements, d *delivered) (claimed, error) {
 	c, err := in.insertClaim(ctx, tx, stmts.claim, d)
 	if err != nil {
-		if sqlState(err) == "55P03" {
+		switch state := sqlState(err); {
+		case state == "55P03":
 			return c, fmt.Errorf("%w: waited %v for its transaction", ErrInFlight, in.LockWait)
+		case state == "57014" && ctx.Err() == nil:
+			return c, fmt.Errorf("%w: waited for its transaction until statement_timeout", ErrInFlight)
 		}
 		return c, err
 	}
@@ -136,7 +139,7 @@ func readClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) (*
 
 func checkWatermark(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) error {
 	var tooOld bool
-	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, d.opts.Origin).Scan(&tooOld)
+	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, nullTime(d.opts.Origin)).Scan(&tooOld)
 	if errors.Is(err, sql.ErrNoRows) { // nothing was ever purged
 		return nil
 	}
@@ -150,6 +153,9 @@ func milliseconds(d time.Duration) string {
 	return strconv.FormatInt(max(d.Milliseconds(), 1), 10)
 }
 
+// nullTime is t as Postgres takes it: not with every zone that Go can parse, and
+// not with every year. A message from such a year has no known origin.
 func nullTime(t time.Time) sql.NullTime {
-	return sql.NullTime{Time: t, Valid: !t.IsZero()}
+	t = t.UTC()
+	return sql.NullTime{Time: t, Valid: !t.IsZero() && t.Year() >= 1 && t.Year() <= 9999}
 }

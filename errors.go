@@ -47,6 +47,10 @@ var (
 	// ErrNested means that Once was called inside of another Once.
 	ErrNested = errors.New("a transaction is already in the context: call Once once per message, outermost")
 
+	// ErrIdle means that a handler has done nothing in its transaction for so
+	// long that Postgres has ended it: longer than Inbox.IdleTimeout.
+	ErrIdle = errors.New("no statement for longer than Inbox.IdleTimeout: Postgres has ended the transaction")
+
 	// ErrDrained means that the context was cancelled and the function did not
 	// end within DrainTimeout. What it wrote is rolled back, unless the COMMIT
 	// was already under way.
@@ -119,8 +123,10 @@ func IsHandlerError(err error) bool {
 	case OpHandler:
 		return true
 	case OpCommit:
-		// A constraint that is checked at the end of the transaction.
-		return strings.HasPrefix(sqlState(err), "23") || errors.Is(err, ErrTxAborted)
+		// What Postgres answers to COMMIT comes of deferred constraints and their
+		// triggers, which are the handler's.
+		state := sqlState(err)
+		return state != "" && !strings.HasPrefix(state, "57")
 	default:
 		return false
 	}

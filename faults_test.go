@@ -22,6 +22,7 @@ type proxy struct {
 	listener net.Listener
 	server   string
 	cut      atomic.Pointer[string] // "before" or "after" the next COMMIT
+	silent   atomic.Bool            // answers are swallowed; the connections stay
 	wg       sync.WaitGroup
 }
 
@@ -57,6 +58,7 @@ func (p *proxy) accept() {
 			return
 		}
 		var muted atomic.Bool
+		p.t.Cleanup(func() { client.Close() })
 		p.wg.Go(func() { // answers
 			defer client.Close()
 			defer server.Close()
@@ -65,6 +67,9 @@ func (p *proxy) accept() {
 				n, err := server.Read(buf)
 				if err != nil || muted.Load() {
 					return // the answer is lost, and with it the connection
+				}
+				if p.silent.Load() {
+					continue
 				}
 				if _, err := client.Write(buf[:n]); err != nil {
 					return
@@ -179,7 +184,7 @@ func TestAFrozenWorkerLosesItsTransactionAndTheRedeliveryRuns(t *testing.T) {
 		must(t, err)
 		return nil // as if it had finished
 	})
-	want(t, err, oncemill.ErrUnavailable)
+	want(t, err, oncemill.ErrIdle)
 	f.wantEffects("frozen", 0)
 	f.wantEffects("a", 1)
 }
@@ -250,4 +255,42 @@ func TestACommitThatHangsIsGivenUpAsUnknown(t *testing.T) {
 	lock("SELECT pg_advisory_unlock(1)")
 	must(t, f.consumer().Once(within(t), "k", effect("a")))
 	f.wantEffects("a", 1)
+}
+
+// A server that does not answer any more, and does not break the connection
+// either, must not keep a router from closing.
+func TestASilentServerDoesNotOutlastTheDrain(t *testing.T) {
+	t.Parallel()
+	for _, driver := range []string{"postgres", "pgx"} {
+		for _, stage := range []string{"begin", "rollback", "commit"} {
+			t.Run(driver+" "+stage, func(t *testing.T) {
+				t.Parallel()
+				f := newFixture(t)
+				p, url := f.throughProxy()
+				db := f.open(driver, url)
+				db.SetMaxOpenConns(1)
+				c := (&oncemill.Inbox{DB: db, DrainTimeout: 50 * time.Millisecond}).Consumer("test")
+				must(t, c.Once(within(t), "first", effect("first"))) // a connection in the pool
+
+				ctx, cancel := context.WithCancel(within(t))
+				if stage == "begin" {
+					p.silent.Store(true)
+					time.AfterFunc(50*time.Millisecond, cancel)
+				}
+				err := c.Once(ctx, "k", func(ctx context.Context, tx oncemill.Tx) error {
+					must(t, effect("a")(ctx, tx))
+					p.silent.Store(true)
+					cancel()
+					if stage == "rollback" {
+						return errors.New("no")
+					}
+					return nil
+				})
+				want(t, err, oncemill.ErrDrained)
+				if oncemill.IsHandlerError(err) {
+					t.Errorf("%v must not count towards a dead letter", err)
+				}
+			})
+		}
+	}
 }

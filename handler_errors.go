@@ -2,6 +2,7 @@ package oncemill
 
 import (
 	"context"
+	"database/sql"
 	"strings"
 	"time"
 )
@@ -20,15 +21,44 @@ func (c *Consumer) CountError(ctx context.Context, key string, cause error) (err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	err = c.in.DB.QueryRowContext(ctx, c.in.sql.in(`
+	err = c.in.readCommitted(ctx, func(tx *sql.Tx) error {
+		return tx.QueryRowContext(ctx, c.in.sql.in(`
 INSERT INTO {schema}.handler_errors AS h (consumer, key, last_error) VALUES ($1, $2, $3)
 ON CONFLICT (consumer, key) DO UPDATE
 SET errors = h.errors + 1, last_error = EXCLUDED.last_error, last_at = now()
 RETURNING errors`), c.name, d.stored, storedText(cause.Error())).Scan(&errors)
+	})
 	if err != nil {
 		return 0, d.failed(OpHandler, err)
 	}
 	return errors, nil
+}
+
+// readCommitted runs fn in a transaction. Where the database's default is a
+// stricter isolation, statements that wait for each other's rows would fail.
+func (in *Inbox) readCommitted(ctx context.Context, fn func(tx *sql.Tx) error) error {
+	tx, err := in.DB.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing left to roll back
+	if err := fn(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// exec runs a statement in a transaction of its own, and returns how many rows
+// it affected.
+func (in *Inbox) exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
+	err = in.readCommitted(ctx, func(tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, in.sql.in(query), args...)
+		if err == nil {
+			rows, err = result.RowsAffected()
+		}
+		return err
+	})
+	return rows, err
 }
 
 // ForgetErrors sets the handler errors of a message back to none, in the

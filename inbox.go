@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -46,7 +47,10 @@ type Inbox struct {
 	// IdleTimeout is how long a transaction may go without a statement before
 	// Postgres ends it, so that a frozen process does not hold its keys for
 	// ever. It has to be longer than the slowest thing that a handler does
-	// between two statements. 0 means 1 minute.
+	// between two statements: one that takes longer fails with ErrIdle. Postgres
+	// does not count the time in which it waits for the client to take a result,
+	// so a process that freezes while it reads a result larger than the buffers
+	// in between holds its key until the connection breaks. 0 means 1 minute.
 	IdleTimeout time.Duration
 
 	// DrainTimeout is how long a function that has begun may go on after its
@@ -140,6 +144,10 @@ func (in *Inbox) setUp() {
 	in.sql.init(in.DB, schema.Quote(in.Schema))
 }
 
+// mostSetting is what a setting of Postgres holds that is counted in
+// milliseconds.
+const mostSetting = math.MaxInt32 * time.Millisecond
+
 func (in *Inbox) validate() error {
 	if in.DB == nil {
 		return fmt.Errorf("oncemill: Inbox.DB is nil: set it to the *sql.DB of your Postgres")
@@ -148,14 +156,18 @@ func (in *Inbox) validate() error {
 		name  string
 		value time.Duration
 		least time.Duration
+		most  time.Duration // 0: no limit
 	}{
-		{"Retention", in.Retention, leastRetention},
-		{"LockWait", in.LockWait, time.Millisecond},
-		{"IdleTimeout", in.IdleTimeout, time.Millisecond},
-		{"DrainTimeout", in.DrainTimeout, time.Millisecond},
+		{"Retention", in.Retention, leastRetention, 0},
+		{"LockWait", in.LockWait, time.Millisecond, mostSetting},
+		{"IdleTimeout", in.IdleTimeout, time.Millisecond, mostSetting},
+		{"DrainTimeout", in.DrainTimeout, time.Millisecond, 0},
 	} {
 		if field.value != 0 && field.value < field.least {
 			return fmt.Errorf("oncemill: Inbox.%s is %v: must be at least %v, or 0 for the default", field.name, field.value, field.least)
+		}
+		if field.most > 0 && field.value > field.most {
+			return fmt.Errorf("oncemill: Inbox.%s is %v: must be at most %v", field.name, field.value, field.most)
 		}
 	}
 	return nil

@@ -29,6 +29,10 @@ func Migrate(ctx context.Context, db *sql.DB, schemaName string) error {
 }
 
 func migrate(ctx context.Context, db *sql.DB, schemaName string, migrations []schema.Migration) error {
+	// Before BEGIN, which lib/pq asks for in a way that a replica refuses.
+	if err := dbcheck.Writable(ctx, db); err != nil {
+		return err
+	}
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return err
@@ -36,9 +40,6 @@ func migrate(ctx context.Context, db *sql.DB, schemaName string, migrations []sc
 	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing left to roll back
 
 	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('oncemill migrate ' || $1, 0))`, schema.Quote(schemaName)); err != nil {
-		return err
-	}
-	if err := dbcheck.Writable(ctx, tx); err != nil {
 		return err
 	}
 	var encoding string

@@ -43,16 +43,24 @@ func (d *delivered) outcome() Outcome {
 
 // failed is for what went wrong in Oncemill's own statements. An error in which
 // Postgres does not speak, and that was not made here, is one of the connection:
-// not all that drivers say of those can be told by type.
+// not all that drivers say of those can be told by type. A server that does not
+// even begin a transaction may be a replica by now.
 func (d *delivered) failed(op Op, err error) *Error {
-	if op != OpKey && sqlState(err) == "" && !isOwn(err) {
+	state := sqlState(err)
+	switch {
+	case op == OpKey || isOwn(err):
+	case state == "42P01" || state == "3F000":
+		err = fmt.Errorf("%w: %w (run `oncemill migrate` on this database)", ErrSchema, err)
+	case state == "" || op == OpBegin:
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return &Error{Op: op, Consumer: d.consumer, Key: d.key, Err: markUnavailable(err)}
 }
 
 func isOwn(err error) bool {
-	for _, own := range []error{ErrInFlight, ErrKeyReused, ErrTooOld, ErrTxControl, ErrUnavailable, ErrDrained, context.Canceled, context.DeadlineExceeded} {
+	for _, own := range []error{
+		ErrInFlight, ErrKeyReused, ErrTooOld, ErrUnavailable, ErrDrained, context.Canceled, context.DeadlineExceeded,
+	} {
 		if errors.Is(err, own) {
 			return true
 		}
@@ -95,6 +103,9 @@ func (in *Inbox) once(ctx context.Context, d *delivered, fn func(context.Context
 	start := time.Now()
 	if d.key == "" {
 		return d.failed(OpKey, ErrNoKey)
+	}
+	if o := d.outcome(); o != Settled && o != Dead {
+		return d.failed(OpKey, fmt.Errorf("ClaimOptions.Outcome is %q: must be Settled or Dead", o))
 	}
 	if _, nested := txn.From(ctx); nested {
 		return d.failed(OpKey, ErrNested)
@@ -159,23 +170,17 @@ func (in *Inbox) detach(ctx context.Context) (work context.Context, stop func())
 func (in *Inbox) attempt(work context.Context, d *delivered, fn func(context.Context, Tx) error) (duplicate, gone bool, failed *Error) {
 	stmts, err := in.prepareClaim(work)
 	if err != nil {
-		return false, false, d.failed(OpBegin, drainedOr(work, err))
+		return false, false, d.failed(OpClaim, drainedOr(work, err))
 	}
-	conn, err := in.DB.Conn(work)
+	t, err := begin(work, in.DB)
 	if err != nil {
 		return false, false, d.failed(OpBegin, drainedOr(work, err))
 	}
-	t := &transaction{conn: conn}
-	defer t.close()
-	// Nothing may cancel this context. A COMMIT that is cancelled while it waits
-	// for a synchronous standby succeeds without the standby.
-	t.tx, err = conn.BeginTx(context.WithoutCancel(work), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
-	if err != nil {
-		return false, false, d.failed(OpBegin, err)
-	}
+	defer t.close(work)
 	c, err := in.claim(work, t.tx, stmts, d)
 	switch {
 	case err != nil:
+		t.spoilt = isSpoilt(err)
 		return false, false, d.failed(OpClaim, drainedOr(work, err))
 	case !c.won:
 		return c.existing != nil, c.existing == nil, nil
@@ -185,24 +190,20 @@ func (in *Inbox) attempt(work context.Context, d *delivered, fn func(context.Con
 
 // runAndCommit runs fn in the transaction that holds the claim, and commits.
 func (in *Inbox) runAndCommit(work context.Context, t *transaction, xid string, d *delivered, fn func(context.Context, Tx) error) *Error {
-	s := &txState{tx: t.tx, conn: t.conn}
+	s := &txState{tx: t.tx, conn: t.conn, at: time.Now()}
 	handle := &txn.Handle{Executor: Tx{s}}
 	err := runLent(txn.With(work, handle), s, fn)
-	if err == nil && s.raw {
-		err = sameTransaction(work, t.tx, xid)
+	if s.unseen {
+		if moved := sameTransaction(work, t.tx, xid, err != nil); moved != nil {
+			err = errors.Join(moved, err)
+		}
 	}
 	if err != nil {
-		if rollback := t.rollback(); s.lost == nil && rollback != nil {
-			s.lost = rollback
-		}
-		if s.lost != nil {
-			err = fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(err, s.lost))
-		}
-		return d.handlerFailed(drainedOr(work, err))
+		return d.handlerFailed(in.blame(work, s, t.rollback(work), err))
 	}
 	if err := t.commit(work); err != nil {
-		if errors.Is(err, ErrTxAborted) {
-			return d.handlerFailed(err)
+		if mine := in.blameForCommit(work, s, err); mine != nil {
+			return d.handlerFailed(mine)
 		}
 		return d.failed(OpCommit, err)
 	}
@@ -216,10 +217,62 @@ func (d *delivered) handlerFailed(err error) *Error {
 	return &Error{Op: OpHandler, Consumer: d.consumer, Key: d.key, Err: err}
 }
 
+// blame finds out whether a handler that failed is to blame, and marks the error
+// where it is not. rollback is non-nil if the connection was lost.
+func (in *Inbox) blame(work context.Context, s *txState, rollback, err error) error {
+	switch {
+	case context.Cause(work) != nil:
+		return drainedOr(work, err)
+	case s.trouble != nil: // in the last statement, whatever the handler made of it
+		return errors.Join(err, s.trouble)
+	case rollback == nil || s.gaveUp():
+		return err
+	case time.Since(s.at) >= in.IdleTimeout:
+		return in.idled(err)
+	case isUnavailable(err): // in rows that were read after the last statement
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+// blameForCommit returns an error if the handler is to blame for a COMMIT that
+// failed.
+func (in *Inbox) blameForCommit(work context.Context, s *txState, err error) error {
+	switch {
+	case errors.Is(err, ErrTxAborted) && s.trouble != nil:
+		return errors.Join(err, s.trouble)
+	case errors.Is(err, ErrTxAborted):
+		return err
+	case context.Cause(work) != nil || sqlState(err) != "" && sqlState(err) != "25P03":
+		return nil
+	case s.gaveUp():
+		return fmt.Errorf("the context of the handler's last statement ended before the commit, and broke the connection: %w", err)
+	case time.Since(s.at) >= in.IdleTimeout:
+		return in.idled(err)
+	}
+	return nil
+}
+
+func (in *Inbox) idled(err error) error {
+	return fmt.Errorf("%w (%v): %w", ErrIdle, in.IdleTimeout, err)
+}
+
 // runLent runs fn and takes the transaction back from it, also when it panics.
-func runLent(ctx context.Context, s *txState, fn func(context.Context, Tx) error) error {
-	defer s.end()
-	err := fn(ctx, Tx{s})
+// A panic goes on, unless it comes of a statement that failed through nobody's
+// fault: many handlers panic on any error.
+func runLent(ctx context.Context, s *txState, fn func(context.Context, Tx) error) (err error) {
+	finished := false
+	defer func() {
+		s.end()
+		if finished || s.trouble == nil {
+			return
+		}
+		if panicked := recover(); panicked != nil {
+			err = fmt.Errorf("handler panicked: %v", panicked)
+		}
+	}()
+	err = fn(ctx, Tx{s})
+	finished = true
 	s.end()
 	if s.refused != nil && !errors.Is(err, ErrTxControl) {
 		err = errors.Join(s.refused, err)
@@ -227,18 +280,21 @@ func runLent(ctx context.Context, s *txState, fn func(context.Context, Tx) error
 	return err
 }
 
-// sameTransaction finds out whether a handler that had the driver's connection
-// has ended the transaction on it.
-func sameTransaction(ctx context.Context, tx *sql.Tx, xid string) error {
+// sameTransaction finds out whether a handler has ended the transaction in a way
+// that could not be refused. After another error, one that the connection gives
+// says nothing new.
+func sameTransaction(ctx context.Context, tx *sql.Tx, xid string, failed bool) error {
 	var now string
 	err := tx.QueryRowContext(ctx, `SELECT COALESCE(pg_current_xact_id_if_assigned()::text, '')`).Scan(&now)
 	switch {
+	case err != nil && failed:
+		return nil
 	case sqlState(err) == "25P02":
 		return ErrTxAborted
 	case err != nil:
 		return err
 	case now != xid:
-		return fmt.Errorf("%w (the handler did it through Raw: its claim may be committed without its effects)", ErrTxControl)
+		return fmt.Errorf("%w (it was done through Raw or StmtContext: the claim may be committed without its effects)", ErrTxControl)
 	}
 	return nil
 }

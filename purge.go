@@ -64,18 +64,19 @@ func (in *Inbox) Purge(ctx context.Context) (claims int64, err error) {
 	if err != nil {
 		return claims, fmt.Errorf("oncemill: purge: %w", markUnavailable(err))
 	}
-	return claims, in.purgeErrors(ctx)
+	return claims, nil
 }
 
 func (in *Inbox) purge(ctx context.Context, consumer string) (claims int64, err error) {
 	if err := in.moveWatermark(ctx, consumer); err != nil {
 		return 0, err
 	}
-	for n := int64(purgeBatch); n == purgeBatch; {
-		if n, err = in.purgeClaims(ctx, consumer); err != nil {
-			return claims, err
-		}
-		claims += n
+	claims, err = inBatches(func() (int64, error) { return in.purgeClaims(ctx, consumer) })
+	if err != nil {
+		return claims, err
+	}
+	if _, err := inBatches(func() (int64, error) { return in.purgeErrors(ctx, consumer) }); err != nil {
+		return claims, err
 	}
 	if claims > 0 && in.Observer.Purged != nil {
 		in.Observer.Purged(ctx, consumer, claims)
@@ -83,17 +84,28 @@ func (in *Inbox) purge(ctx context.Context, consumer string) (claims int64, err 
 	return claims, nil
 }
 
+// inBatches calls purge until it finds less than a whole batch.
+func inBatches(purge func() (int64, error)) (total int64, err error) {
+	for {
+		n, err := purge()
+		total += n
+		if err != nil || n < purgeBatch {
+			return total, err
+		}
+	}
+}
+
 // moveWatermark says what will be deleted. It commits before anything is: see
 // watermarkSQL.
 func (in *Inbox) moveWatermark(ctx context.Context, consumer string) error {
-	_, err := in.DB.ExecContext(ctx, in.sql.in(`
+	_, err := in.exec(ctx, `
 INSERT INTO {schema}.watermarks AS w (consumer, purged_before)
 SELECT $1, now() - $2 * interval '1 microsecond'
 WHERE EXISTS (
 	SELECT FROM {schema}.claims
 	WHERE consumer = $1 AND settled_at < now() - ($2 + $3) * interval '1 microsecond')
 ON CONFLICT (consumer) DO UPDATE
-SET purged_before = GREATEST(w.purged_before, EXCLUDED.purged_before)`),
+SET purged_before = GREATEST(w.purged_before, EXCLUDED.purged_before)`,
 		consumer, in.Retention.Microseconds(), clockMargin.Microseconds())
 	return err
 }
@@ -101,34 +113,27 @@ SET purged_before = GREATEST(w.purged_before, EXCLUDED.purged_before)`),
 // purgeClaims deletes one batch. Claims that another purge is deleting are
 // skipped, so two of them never wait for each other.
 func (in *Inbox) purgeClaims(ctx context.Context, consumer string) (int64, error) {
-	result, err := in.DB.ExecContext(ctx, in.sql.in(`
+	return in.exec(ctx, `
 DELETE FROM {schema}.claims WHERE ctid = ANY (ARRAY(
 	SELECT c.ctid FROM {schema}.claims c, {schema}.watermarks w
 	WHERE c.consumer = $1 AND w.consumer = $1
 		AND c.settled_at < w.purged_before - $2 * interval '1 microsecond'
 	ORDER BY c.settled_at
 	LIMIT $3
-	FOR UPDATE OF c SKIP LOCKED))`),
+	FOR UPDATE OF c SKIP LOCKED))`,
 		consumer, clockMargin.Microseconds(), purgeBatch)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
 }
 
-// purgeErrors forgets the handler errors of messages that have not failed for
-// as long as claims are kept. Those that succeeded in the end are among them.
-func (in *Inbox) purgeErrors(ctx context.Context) error {
-	_, err := in.DB.ExecContext(ctx, in.sql.in(`
+// purgeErrors forgets, one batch at a time, the handler errors of messages that
+// have not failed for as long as claims are kept. Those that succeeded in the
+// end are among them.
+func (in *Inbox) purgeErrors(ctx context.Context, consumer string) (int64, error) {
+	return in.exec(ctx, `
 DELETE FROM {schema}.handler_errors WHERE ctid = ANY (ARRAY(
 	SELECT ctid FROM {schema}.handler_errors
-	WHERE last_at < now() - $1 * interval '1 microsecond'
+	WHERE consumer = $1 AND last_at < now() - $2 * interval '1 microsecond'
 	ORDER BY last_at
-	LIMIT $2
-	FOR UPDATE SKIP LOCKED))`),
-		in.Retention.Microseconds(), purgeBatch)
-	if err != nil {
-		return fmt.Errorf("oncemill: purge: %w", markUnavailable(err))
-	}
-	return nil
+	LIMIT $3
+	FOR UPDATE SKIP LOCKED))`,
+		consumer, in.Retention.Microseconds(), purgeBatch)
 }

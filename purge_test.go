@@ -129,6 +129,7 @@ func TestPurgeForgetsOldHandlerErrors(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	in := &oncemill.Inbox{DB: f.db, Retention: time.Hour}
+	in.Consumer("test")
 	f.exec(`INSERT INTO oncemill.handler_errors (consumer, key, last_error, last_at)
 		VALUES ('test', 'old', 'no', now() - interval '2 hours'), ('test', 'new', 'no', now())`)
 	_, err := in.Purge(within(t))

@@ -5,7 +5,11 @@ import "strings"
 // controlsTransaction reports whether a query holds a statement that would
 // begin or end the transaction. It looks at the first words of each statement
 // of the query, since drivers send several at once when there are no arguments.
-// Savepoints are the handler's to use.
+// Savepoints are the handler's to use. Texts are read as they are with
+// standard_conforming_strings, which has been the default since Postgres 9.1.
+//
+// It stops mistakes, not an attacker. It may refuse what is harmless: a CREATE
+// FUNCTION with a body from BEGIN ATOMIC to END.
 func controlsTransaction(query string) bool {
 	for rest := skipSpace(query); rest != ""; rest = skipSpace(nextStatement(rest)) {
 		word, after := firstWord(rest)
@@ -53,7 +57,7 @@ func skipSpace(s string) string {
 		case strings.IndexByte(" \t\r\n\f\v;", s[0]) >= 0:
 			s = s[1:]
 		case strings.HasPrefix(s, "--"):
-			_, s, _ = strings.Cut(s, "\n")
+			s = skipLineComment(s)
 		case strings.HasPrefix(s, "/*"):
 			s = skipBlockComment(s)
 		default:
@@ -66,32 +70,51 @@ func skipSpace(s string) string {
 // nextStatement returns what follows the first semicolon of s that is not
 // quoted or commented out.
 func nextStatement(s string) string {
+	escapes := false // the last text in quotes was one with escapes
 	for i := 0; i < len(s); {
 		switch c := s[i]; {
 		case c == ';':
 			return s[i+1:]
 		case c == '\'':
-			escapes := i > 0 && s[i-1]|0x20 == 'e' && (i == 1 || !isIdentifier(s[i-2]))
+			if i > 0 && s[i-1]|0x20 == 'e' && (i == 1 || !isIdentifier(s[i-2])) {
+				escapes = true
+			}
 			i += quotedLen(s[i:], escapes)
+			continue
 		case c == '"':
 			i += quotedLen(s[i:], false)
-		case c == '$' && (i == 0 || !isIdentifier(s[i-1])):
+		case c == '$' && (i == 0 || !endsIdentifier(s[i-1])):
 			i += dollarQuotedLen(s[i:])
 		case strings.HasPrefix(s[i:], "--"):
-			_, rest, _ := strings.Cut(s[i:], "\n")
-			i = len(s) - len(rest)
+			i = len(s) - len(skipLineComment(s[i:]))
 		case strings.HasPrefix(s[i:], "/*"):
 			i = len(s) - len(skipBlockComment(s[i:]))
+		case strings.IndexByte(" \t\r\n\f\v", c) >= 0:
+			i++ // a text may be continued after a line break, and keeps its kind
 		default:
+			escapes = false
 			i++
 		}
 	}
 	return ""
 }
 
+// skipLineComment drops the comment that s starts with.
+func skipLineComment(s string) string {
+	end := strings.IndexAny(s, "\r\n") // Postgres takes either
+	if end < 0 {
+		return ""
+	}
+	return s[end:]
+}
+
 func isIdentifier(c byte) bool {
 	return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '_' || c >= 0x80
 }
+
+// endsIdentifier reports whether c can be the last byte of an identifier, which
+// may have dollar signs but not begin with one.
+func endsIdentifier(c byte) bool { return isIdentifier(c) || c == '$' }
 
 // quotedLen returns the length of the quoted text that s starts with. A doubled
 // quote needs no care: it reads as two texts side by side.

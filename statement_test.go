@@ -32,6 +32,9 @@ func TestControlsTransaction(t *testing.T) {
 		"SELECT a$b$ FROM t; COMMIT; SELECT $b$": true,
 		";;COMMIT":                               true,
 		"INSERT INTO t VALUES (1) -- ;\n;COMMIT": true,
+		"-- hello\rCOMMIT":                       true,
+		"SELECT E'a'\n'\\''; COMMIT; --'":        true,
+		"SELECT 1 AS a$$b$; COMMIT":              true,
 
 		"":                                    false,
 		"SELECT 1":                            false,

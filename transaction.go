@@ -3,44 +3,97 @@ package oncemill
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
+// rollbackGrace is how long a ROLLBACK may take once nobody wants to wait any
+// more. It takes as long only if the server does not answer.
+const rollbackGrace = time.Second
+
 // transaction is a database transaction on a connection of its own from the
-// pool.
+// pool. BEGIN, COMMIT and ROLLBACK run in goroutines: no context can cancel them,
+// but one can end the wait.
 type transaction struct {
-	conn  *sql.Conn
-	tx    *sql.Tx
-	ended bool
+	conn   *sql.Conn
+	tx     *sql.Tx
+	ended  bool
+	spoilt bool // the connection is not to be used again
+}
+
+// begin begins a transaction. Nothing may cancel its context: a COMMIT that is
+// cancelled while it waits for a synchronous standby succeeds without the
+// standby.
+func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := &transaction{conn: conn}
+	begun := make(chan error, 1)
+	go func() {
+		var err error
+		t.tx, err = conn.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+		if err != nil {
+			discard(conn)
+		}
+		begun <- err
+	}()
+	select {
+	case err := <-begun:
+		return t, err
+	case <-ctx.Done():
+		go func() {
+			if <-begun == nil {
+				_ = t.tx.Rollback()
+				_ = conn.Close()
+			}
+		}()
+		return nil, context.Cause(ctx)
+	}
 }
 
 // close rolls back what was not committed and gives the connection back. It
 // runs deferred, so that it does so too when a handler panics.
-func (t *transaction) close() {
-	if t.ended {
-		return
+func (t *transaction) close(ctx context.Context) {
+	if !t.ended {
+		_ = t.rollback(ctx)
 	}
-	_ = t.rollback()
-	_ = t.conn.Close()
 }
 
 // rollback fails where the connection is lost; then the server rolls back.
-func (t *transaction) rollback() error {
-	if t.tx == nil {
-		return nil
+func (t *transaction) rollback(ctx context.Context) error {
+	t.ended = true
+	done := make(chan error, 1)
+	go func() {
+		err := t.tx.Rollback()
+		if t.spoilt {
+			discard(t.conn)
+		} else {
+			_ = t.conn.Close()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
 	}
-	err := t.tx.Rollback()
-	if errors.Is(err, sql.ErrTxDone) {
-		return nil
+	grace := time.NewTimer(rollbackGrace)
+	defer grace.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-grace.C:
+		return errors.New("no answer to ROLLBACK")
 	}
-	return err
 }
 
-// commit commits, and gives the connection back. No context can cancel it. If
-// ctx ends before the answer is there, commit stops waiting and reports an
-// unknown outcome; the COMMIT goes on.
+// commit commits, and gives the connection back. If ctx ends before the answer
+// is there, it reports an unknown outcome; the COMMIT goes on.
 func (t *transaction) commit(ctx context.Context) error {
 	t.ended = true
 	done := make(chan error, 1)
@@ -55,6 +108,23 @@ func (t *transaction) commit(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("no answer to COMMIT, the next delivery will tell its outcome: %w", context.Cause(ctx))
 	}
+}
+
+// isSpoilt reports whether an error of the claim statement tells of a session
+// that will not work for the next message either: its server has become a
+// replica, or a handler has changed its role or dropped its prepared statements.
+func isSpoilt(err error) bool {
+	switch sqlState(err) {
+	case "", "55P03", "57014", "40001", "40P01":
+		return false // "": the driver knows best
+	}
+	return true
+}
+
+// discard takes a connection out of the pool.
+func discard(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = conn.Close()
 }
 
 // commitError names the error of a transaction that could only be rolled back

@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
+	"time"
 
 	"github.com/oncemill/oncemill/internal/txn"
 )
@@ -28,13 +30,17 @@ type txState struct {
 	mu      sync.RWMutex // held for reading by every statement
 	ended   bool
 	refused error // the first misuse, which makes the transaction roll back
-	lost    error // the first error that means the connection is no good
-	raw     bool  // Raw was used, so that anything may have happened
+	unseen  bool  // a statement was run that could not be looked at beforehand
+
+	// What the last statement tells of why the transaction failed, if it did.
+	last    context.Context // the statement's
+	at      time.Time       // when it ended
+	trouble error           // why it failed, if that was not the handler's doing
 }
 
 // ExecContext runs a statement that returns no rows.
 func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
-	err = t.s.use(query, func() error {
+	err = t.s.use(ctx, query, func() error {
 		result, err = t.s.tx.ExecContext(ctx, query, args...)
 		return err
 	})
@@ -44,7 +50,7 @@ func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result 
 // QueryContext runs a query. Close the rows before the next statement: lib/pq
 // has room for one at a time on a connection.
 func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
-	err = t.s.use(query, func() error {
+	err = t.s.use(ctx, query, func() error {
 		rows, err = t.s.tx.QueryContext(ctx, query, args...) //nolint:sqlclosecheck // the caller's to close
 		return err
 	})
@@ -53,7 +59,7 @@ func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *
 
 // QueryRowContext runs a query for one row.
 func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row *sql.Row) {
-	err := t.s.use(query, func() error {
+	err := t.s.use(ctx, query, func() error {
 		row = t.s.tx.QueryRowContext(ctx, query, args...)
 		return row.Err()
 	})
@@ -65,7 +71,7 @@ func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row
 
 // PrepareContext prepares a statement for this transaction.
 func (t Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt, err error) {
-	err = t.s.use(query, func() error {
+	err = t.s.use(ctx, query, func() error {
 		stmt, err = t.s.tx.PrepareContext(ctx, query)
 		return err
 	})
@@ -76,7 +82,9 @@ func (t Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt, e
 // this transaction. On a connection that has seen it before that costs no round
 // trip.
 func (t Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) (own *sql.Stmt) {
-	err := t.s.use("", func() error {
+	query, known := textOf(stmt)
+	err := t.s.use(ctx, query, func() error {
+		t.s.unseen = t.s.unseen || !known
 		own = t.s.tx.StmtContext(ctx, stmt)
 		return nil
 	})
@@ -84,6 +92,16 @@ func (t Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) (own *sql.Stmt) {
 		own = new(sql.Tx).StmtContext(endedContext{context.Background(), err}, stmt)
 	}
 	return own
+}
+
+// textOf reads the text of a prepared statement, which database/sql keeps but
+// does not show. Should it keep it elsewhere one day, known is false.
+func textOf(stmt *sql.Stmt) (query string, known bool) {
+	field := reflect.ValueOf(stmt).Elem().FieldByName("query")
+	if !field.IsValid() || field.Kind() != reflect.String {
+		return "", false
+	}
+	return field.String(), true
 }
 
 // Exec is ExecContext without a context, for libraries that ask for it.
@@ -106,18 +124,18 @@ func (t Tx) QueryRow(query string, args ...any) *sql.Row {
 // *pgx.Conn. What fn does there cannot be looked at beforehand, so Once checks
 // afterwards that the transaction is still the one it began.
 func (t Tx) Raw(fn func(driverConn any) error) error {
-	return t.s.use("", func() error {
+	return t.s.use(context.Background(), "", func() error {
 		if t.s.conn == nil {
 			return errors.New("oncemill: Raw: a transaction given to ContextWithTx has no driver connection to offer")
 		}
-		t.s.raw = true
+		t.s.unseen = true
 		return t.s.conn.Raw(fn)
 	})
 }
 
 // use runs one statement, unless the transaction has ended or the query would
 // end it.
-func (s *txState) use(query string, statement func() error) error {
+func (s *txState) use(ctx context.Context, query string, statement func() error) error {
 	if s == nil {
 		return ErrTxEnded
 	}
@@ -131,11 +149,18 @@ func (s *txState) use(query string, statement func() error) error {
 		return s.refused
 	}
 	err := statement()
-	if s.lost == nil && isUnavailable(err) {
-		s.lost = err
+	s.last, s.at, s.trouble = ctx, time.Now(), nil
+	// A statement whose own context has ended breaks the connection too, in the
+	// drivers' hands; that is the handler's doing.
+	if err != nil && ctx.Err() == nil && (isUnavailable(err) || IsSerialization(err)) {
+		s.trouble = markUnavailable(err)
 	}
 	return err
 }
+
+// gaveUp reports whether the handler ended the context of its last statement,
+// and so perhaps the connection.
+func (s *txState) gaveUp() bool { return s.last != nil && s.last.Err() != nil }
 
 // end waits for a statement that is still running and refuses later ones.
 func (s *txState) end() {

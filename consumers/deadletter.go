@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -24,7 +23,7 @@ const (
 	DeadConsumer = "oncemill-dead-consumer" // in whose name the message was claimed
 	DeadKey      = "oncemill-dead-key"      // under which key; missing where it had none
 	DeadErrors   = "oncemill-dead-errors"   // the number of handler errors
-	DeadUUID     = "oncemill-dead-uuid"     // the message's UUID, where it is no valid text
+	DeadUUID     = "oncemill-dead-uuid"     // the message's UUID; the letter has its own
 	DeadPosition = "oncemill-dead-position" // its place in the broker, where known
 	DeadAt       = "oncemill-dead-at"       // when it was given up, RFC 3339 in UTC
 )
@@ -43,21 +42,31 @@ type grave struct {
 // key is claimed by now, another delivery has been handled or buried, and this
 // one is a duplicate.
 func (s Stack) bury(msg *message.Message, g grave) error {
-	letter := deadLetterOf(msg, g)
+	if message.SubscribeTopicFromCtx(msg.Context()) == s.DeadLetterTopic {
+		return g.cause // its dead letter would come back here
+	}
+	letter, buried := deadLetterOf(msg, g), false
 	opts := oncemill.ClaimOptions{Fingerprint: g.opts.Fingerprint, Outcome: oncemill.Dead}
 	err := g.consumer.OnceWith(msg.Context(), g.key, opts, func(ctx context.Context, tx oncemill.Tx) error {
+		buried = true
 		if err := g.consumer.ForgetErrors(ctx, tx, g.key); err != nil {
 			return err
 		}
 		letter.SetContext(ctx)
 		return s.Once.Outbox.Publish(s.DeadLetterTopic, letter)
 	})
-	if err != nil {
+	switch {
+	case err != nil:
+		if errors.Is(err, oncemill.ErrUnavailable) {
+			info, _ := delivery.From(msg.Context())
+			_ = s.hold(info, err)
+		}
 		return errors.Join(g.cause, err)
+	case buried:
+		s.logger().Error("oncemill: gave up a message, its dead letter is in the outbox",
+			"consumer", g.consumer.Name(), "key", g.key, "uuid", msg.UUID, "handler_errors", g.errors,
+			"topic", s.DeadLetterTopic, "error", g.cause)
 	}
-	s.logger().Error("oncemill: gave up a message, its dead letter is in the outbox",
-		"consumer", g.consumer.Name(), "key", g.key, "uuid", msg.UUID, "handler_errors", g.errors,
-		"topic", s.DeadLetterTopic, "error", g.cause)
 	return nil
 }
 
@@ -78,12 +87,10 @@ func deadLetterOf(msg *message.Message, g grave) *message.Message {
 	if info, _ := delivery.From(ctx); info.Position != "" {
 		letter.Metadata.Set(DeadPosition, info.Position)
 	}
-	if letter.UUID == "" || !utf8.ValidString(letter.UUID) || strings.ContainsRune(letter.UUID, 0) {
-		if letter.UUID != "" {
-			letter.Metadata.Set(DeadUUID, letter.UUID)
-		}
-		letter.UUID = watermill.NewUUID()
-	}
+	// Two consumers may give up the same message. Whoever handles the letters
+	// should not take one of them for a duplicate of the other.
+	letter.Metadata.Set(DeadUUID, headerSafe(msg.UUID))
+	letter.UUID = watermill.NewUUID()
 	return letter
 }
 
@@ -109,8 +116,7 @@ func headerSafe(s string) string {
 	return s
 }
 
-// reservedKey is in front of the keys that are made up here. It is the prefix
-// that the claims core reserves, and which no caller's key is stored with.
+// reservedKey is in front of the keys that are made up here.
 const reservedKey = "oncemill:dead:"
 
 // keyOfReuse is under which a message is buried whose own key belongs to another

@@ -222,7 +222,7 @@ func TestAPoisonMessageBecomesADeadLetterOnTheBroker(t *testing.T) {
 	got, err := s.stream().GetLastMsgForSubject(within(t), s.topic("dead"))
 	must(t, err)
 	for header, want := range map[string]string{
-		jetstream.UUIDHeader: poison, consumers.DeadErrors: "3", wm.PoisonedTopicKey: s.topic("orders"), wm.PoisonedHandlerKey: "billing",
+		consumers.DeadUUID: poison, consumers.DeadErrors: "3", wm.PoisonedTopicKey: s.topic("orders"), wm.PoisonedHandlerKey: "billing",
 	} {
 		if got.Header.Get(header) != want {
 			t.Errorf("%s: got %q, want %q", header, got.Header.Get(header), want)

@@ -49,7 +49,8 @@ type Stack struct {
 	MaxDeliveries int
 
 	// DeadLetterTopic is where dead letters go, through the outbox. "" means
-	// "dead-letter". Something has to receive it: a stream with that subject.
+	// "dead-letter". Something has to receive it: a stream with that subject. A
+	// message that comes from this very topic is never given up.
 	DeadLetterTopic string
 }
 
@@ -107,6 +108,10 @@ func (s *Stack) setDefaults() error {
 // deadLetter decides what becomes of a message that failed.
 func (s Stack) deadLetter(h message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
+		// Before the handler runs: it may be what ends the process.
+		if attempt, over := s.deliveredTooOften(msg); over {
+			return nil, s.failed(msg, fmt.Errorf("%w: this is delivery %d", errTooOften, attempt))
+		}
 		produced, err := h(msg)
 		if err == nil {
 			return produced, nil
@@ -115,35 +120,49 @@ func (s Stack) deadLetter(h message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
+// errTooOften is why a message is given up that was never seen to fail.
+var errTooOften = errors.New("message was delivered more often than MaxDeliveries, and perhaps ended its process each time")
+
+func (s Stack) deliveredTooOften(msg *message.Message) (attempt uint64, over bool) {
+	info, _ := delivery.From(msg.Context())
+	return info.Attempt, s.MaxDeliveries != Never && info.Attempt > uint64(s.MaxDeliveries)
+}
+
 // failed returns nil if the message has become a dead letter, and else the error
 // for which it is to be delivered again.
 func (s Stack) failed(msg *message.Message, cause error) error {
 	info, _ := delivery.From(msg.Context())
-	if errors.Is(cause, oncemill.ErrUnavailable) {
-		if info.Hold != nil {
-			info.Hold(s.Once.Inbox.Check)
-		}
-		return cause
-	}
 	consumer, key, opts, err := s.Once.Claim(msg)
+	g := grave{consumer: consumer, key: key, opts: opts, cause: cause}
 	switch {
+	case errors.Is(cause, oncemill.ErrUnavailable):
+		return s.hold(info, cause)
 	case consumer == nil:
 		return cause
-	case err != nil: // no key
-		return s.bury(msg, grave{consumer: consumer, key: keyWithoutKey(info), cause: cause})
+	case err != nil:
+		g.key = keyWithoutKey(info)
+		return s.bury(msg, g)
 	case errors.Is(cause, oncemill.ErrKeyReused):
-		return s.bury(msg, grave{consumer: consumer, key: keyOfReuse(key, opts.Fingerprint), cause: cause})
-	case errors.Is(cause, oncemill.ErrTooOld):
-		return s.bury(msg, grave{consumer: consumer, key: key, cause: cause})
+		g.key = keyOfReuse(key, opts.Fingerprint)
+		return s.bury(msg, g)
+	case errors.Is(cause, oncemill.ErrTooOld), errors.Is(cause, errTooOften):
+		return s.bury(msg, g)
+	case !isHandlerError(cause):
+		return cause
 	}
-	errs := 0
-	if isHandlerError(cause) {
-		if errs, err = consumer.CountError(msg.Context(), key, cause); err != nil {
-			return errors.Join(cause, err)
-		}
+	if g.errors, err = consumer.CountError(msg.Context(), key, cause); err != nil {
+		return errors.Join(cause, err)
 	}
-	if s.MaxErrors != Never && errs >= s.MaxErrors || s.MaxDeliveries != Never && info.Attempt > uint64(s.MaxDeliveries) {
-		return s.bury(msg, grave{consumer: consumer, key: key, cause: cause, errors: errs, opts: opts})
+	if s.MaxErrors == Never || g.errors < s.MaxErrors {
+		return cause
+	}
+	return s.bury(msg, g)
+}
+
+// hold has the subscriber wait for the database.
+func (s Stack) hold(info delivery.Info, cause error) error {
+	if info.Hold != nil {
+		info.Hold(s.Once.Inbox.Check)
 	}
 	return cause
 }
@@ -156,7 +175,8 @@ func (s Stack) logger() *slog.Logger {
 }
 
 // isHandlerError counts panics too: the recover middleware, which is outside of
-// Once, has made plain errors of them.
+// Once, has made plain errors of them. A panic over a lost connection has not
+// come so far: Once returns it as what it is.
 func isHandlerError(err error) bool {
 	var panicked wm.RecoveredPanicError
 	return oncemill.IsHandlerError(err) || errors.As(err, &panicked)

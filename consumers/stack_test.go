@@ -14,6 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"go.uber.org/goleak"
 
@@ -161,7 +162,7 @@ func TestAHandlerThatKeepsFailingMakesADeadLetter(t *testing.T) {
 			}
 			for name, want := range map[string]string{
 				"kept": "yes", wm.PoisonedTopicKey: "orders", wm.PoisonedHandlerKey: "billing",
-				consumers.DeadConsumer: "billing", consumers.DeadKey: "u", consumers.DeadErrors: "3", consumers.DeadPosition: "p",
+				consumers.DeadConsumer: "billing", consumers.DeadKey: "u", consumers.DeadUUID: "u", consumers.DeadErrors: "3", consumers.DeadPosition: "p",
 			} {
 				if dead[0][name] != want {
 					t.Errorf("%s: got %q, want %q", name, dead[0][name], want)
@@ -176,8 +177,8 @@ func TestAHandlerThatKeepsFailingMakesADeadLetter(t *testing.T) {
 			if n := count(t, db, `SELECT (SELECT count(*) FROM effects) + (SELECT count(*) FROM oncemill.handler_errors)`); n != 0 {
 				t.Error("effects or counts are left of a message that was given up")
 			}
-			if n := count(t, db, `SELECT count(*) FROM oncemill.outbox WHERE uuid = 'u' AND payload = 'payload'`); n != 1 {
-				t.Error("the dead letter has lost the message's UUID or payload")
+			if n := count(t, db, `SELECT count(*) FROM oncemill.outbox WHERE uuid <> 'u' AND payload = 'payload'`); n != 1 {
+				t.Error("the dead letter has lost the payload, or has the message's UUID")
 			}
 		})
 	}
@@ -288,12 +289,149 @@ func TestADeadLetterKeepsWhatNoHeaderCanHold(t *testing.T) {
 func TestADeliveryLimitIsForMessagesThatKillTheirProcess(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
+	var runs atomic.Int32
 	w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}}, MaxDeliveries: 5}, func(*message.Message) error {
+		runs.Add(1) // and would end the process here
 		return errors.New("no")
 	})
 	msg := message.NewMessage("u", nil)
 	if w.deliver(msg, delivery.Info{Attempt: 5}) || !w.deliver(msg, delivery.Info{Attempt: 6}) || len(letters(t, db)) != 1 {
 		t.Errorf("dead letters: %v", letters(t, db))
+	}
+	if runs.Load() != 1 {
+		t.Errorf("the handler ran %d times, want 1: not beyond the limit", runs.Load())
+	}
+	// What was handled before is a duplicate, however often it comes.
+	settled := message.NewMessage("settled", nil)
+	must(t, (&oncemill.Inbox{DB: db}).Consumer("billing").Once(within(t), "settled", func(context.Context, oncemill.Tx) error { return nil }))
+	if !w.deliver(settled, delivery.Info{Attempt: 100}) || len(letters(t, db)) != 1 {
+		t.Errorf("dead letters: %v", letters(t, db))
+	}
+}
+
+func TestKeysThatCannotBeHadMakeADeadLetter(t *testing.T) {
+	t.Parallel()
+	for name, key := range map[string]middleware.KeyFunc{
+		"empty": func(*message.Message) (string, error) { return "", nil },
+		"panic": func(msg *message.Message) (string, error) { return string(msg.Payload[3:]), nil },
+	} {
+		db := newDB(t)
+		w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}, Key: key}}, effect)
+		for range 2 {
+			if !w.deliver(message.NewMessage("u", nil), delivery.Info{Position: "p"}) {
+				t.Errorf("%s: not acked", name)
+			}
+		}
+		if n := len(letters(t, db)); n != 1 {
+			t.Errorf("%s: %d dead letters, want 1", name, n)
+		}
+	}
+}
+
+// What is the handler's own doing must count, or the message would come back for
+// ever; what is not must not, or an outage would make dead letters.
+func TestWhatCounts(t *testing.T) {
+	t.Parallel()
+	type handler = func(ctx context.Context, tx oncemill.Tx, db *sql.DB) error
+	terminate := func(ctx context.Context, tx oncemill.Tx, db *sql.DB) error {
+		var pid int
+		if err := tx.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+			return err
+		}
+		_, err := db.ExecContext(ctx, `SELECT pg_terminate_backend($1, 10000)`, pid)
+		return err
+	}
+	for name, test := range map[string]struct {
+		counts bool
+		run    handler
+	}{
+		"a statement's own timeout": {true, func(ctx context.Context, tx oncemill.Tx, _ *sql.DB) error {
+			ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			defer cancel()
+			_, err := tx.ExecContext(ctx, `SELECT pg_sleep(10)`)
+			return err
+		}},
+		"silent for longer than IdleTimeout": {true, func(ctx context.Context, tx oncemill.Tx, db *sql.DB) error {
+			var pid int
+			must(t, tx.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&pid))
+			for n := 1; n > 0; { // until Postgres has ended the session
+				must(t, db.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&n))
+			}
+			return errors.New("business")
+		}},
+		"a trigger's exception at COMMIT": {true, func(ctx context.Context, tx oncemill.Tx, _ *sql.DB) error {
+			_, err := tx.ExecContext(ctx, `INSERT INTO checked VALUES (1)`)
+			return err
+		}},
+		"its own error after a savepoint": {true, func(ctx context.Context, tx oncemill.Tx, _ *sql.DB) error {
+			_, err := tx.ExecContext(ctx, `SAVEPOINT s`)
+			must(t, err)
+			_, err = tx.ExecContext(ctx, `DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '08001'; END $$`)
+			if err == nil {
+				t.Error("no error")
+			}
+			_, err = tx.ExecContext(ctx, `ROLLBACK TO s`)
+			must(t, err)
+			return errors.New("business")
+		}},
+		"a panic over a lost connection": {false, func(ctx context.Context, tx oncemill.Tx, db *sql.DB) error {
+			must(t, terminate(ctx, tx, db))
+			if _, err := tx.ExecContext(ctx, `SELECT 1`); err != nil {
+				panic(err)
+			}
+			return nil
+		}},
+		"a deadlock that the handler hides": {false, func(ctx context.Context, tx oncemill.Tx, _ *sql.DB) error {
+			_, err := tx.ExecContext(ctx, `DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$`)
+			return fmt.Errorf("cannot pay: %v", err)
+		}},
+		"a deadlock that the handler swallows": {false, func(ctx context.Context, tx oncemill.Tx, _ *sql.DB) error {
+			_, _ = tx.ExecContext(ctx, `DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$`)
+			return nil
+		}},
+		"a lost connection that the handler hides": {false, func(ctx context.Context, tx oncemill.Tx, db *sql.DB) error {
+			must(t, terminate(ctx, tx, db))
+			_, err := tx.ExecContext(ctx, `SELECT 1`)
+			return fmt.Errorf("cannot pay: %v", err)
+		}},
+	} {
+		for _, driver := range []string{"postgres", "pgx"} {
+			t.Run(name+" "+driver, func(t *testing.T) {
+				t.Parallel()
+				url := testenv.PostgresURL(t)
+				db, err := sql.Open(driver, url)
+				must(t, err)
+				t.Cleanup(func() { db.Close() })
+				_, err = db.Exec(`CREATE TABLE checked (n int);
+					CREATE FUNCTION check_late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''late''; END';
+					CREATE CONSTRAINT TRIGGER late AFTER INSERT ON checked DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_late()`)
+				must(t, err)
+				inbox := &oncemill.Inbox{DB: db, IdleTimeout: 500 * time.Millisecond}
+				w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: inbox}}, func(msg *message.Message) error {
+					tx, _ := oncemill.TxFromContext(msg.Context())
+					return test.run(msg.Context(), tx, db)
+				})
+				if w.deliver(message.NewMessage("u", nil), delivery.Info{}) {
+					t.Error("acked")
+				}
+				if counted := count(t, db, `SELECT count(*) FROM oncemill.handler_errors`) > 0; counted != test.counts {
+					t.Errorf("counted: %v, want %v", counted, test.counts)
+				}
+			})
+		}
+	}
+}
+
+func TestALetterThatFailsIsNotBuriedAgain(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	stack := consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}}, MaxErrors: 1, DeadLetterTopic: "orders"}
+	w := newWorker(t, stack, func(*message.Message) error { return errors.New("no") })
+	if w.deliver(message.NewMessage("u", nil), delivery.Info{}) {
+		t.Error("acked")
+	}
+	if n := count(t, db, `SELECT count(*) FROM oncemill.outbox`); n != 0 {
+		t.Error("it would come back for ever")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -40,8 +41,9 @@ func ByMetadata(name string) KeyFunc {
 }
 
 // ByJSON is a string or a number in the payload, which has to be one JSON
-// value. path names the member, and with more than one name the members on the
-// way to it. A number is taken as it is written.
+// value in UTF-8. path names the member, and with more than one name the members
+// on the way to it. A number is taken as it is written; the number 7 and the
+// string "7" are the same key, 7 and 7.0 are not.
 func ByJSON(path ...string) KeyFunc {
 	where := strings.Join(path, ".")
 	return func(msg *message.Message) (string, error) {
@@ -54,6 +56,11 @@ func ByJSON(path ...string) KeyFunc {
 }
 
 func jsonMember(payload []byte, path []string) (string, error) {
+	// encoding/json puts U+FFFD in the place of what is no text, so that different
+	// values would become one key.
+	if !utf8.Valid(payload) {
+		return "", errors.New("the payload is not valid UTF-8")
+	}
 	decoder := json.NewDecoder(bytes.NewReader(payload))
 	decoder.UseNumber()
 	var value any
@@ -76,6 +83,9 @@ func jsonMember(payload []byte, path []string) (string, error) {
 	case string:
 		if value == "" {
 			return "", errors.New("is an empty string")
+		}
+		if strings.ContainsRune(value, utf8.RuneError) && bytes.Contains(payload, []byte(`\u`)) {
+			return "", errors.New("has U+FFFD in it, which may stand for half of a surrogate pair")
 		}
 		return value, nil
 	case json.Number:

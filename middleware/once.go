@@ -71,10 +71,14 @@ type Once struct {
 	Outbox *outbox.Publisher
 }
 
-// Middleware is a message.HandlerMiddleware. It panics if Inbox is nil.
+// Middleware is a message.HandlerMiddleware. It panics if Inbox is nil or set up
+// wrongly, and if Consumer cannot be a consumer's name.
 func (o Once) Middleware(h message.HandlerFunc) message.HandlerFunc {
 	if o.Inbox == nil {
 		panic("oncemill: middleware.Once.Inbox is nil: set it to your *oncemill.Inbox")
+	}
+	if o.Consumer != "" {
+		o.Inbox.Consumer(o.Consumer)
 	}
 	o.Outbox = o.Publisher()
 	return func(msg *message.Message) ([]*message.Message, error) {
@@ -108,34 +112,65 @@ func (o Once) handle(msg *message.Message, h message.HandlerFunc) error {
 // the message has no key, or an ErrNoConsumer; in the first case the consumer is
 // returned nevertheless.
 func (o Once) Claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
+	if c, err = o.consumer(msg); err != nil {
+		return nil, "", opts, fmt.Errorf("oncemill: message %q: %w", msg.UUID, err)
+	}
+	key, opts, err = o.identify(msg)
+	if err != nil {
+		return c, "", oncemill.ClaimOptions{}, &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: err}
+	}
+	return c, key, opts, nil
+}
+
+// consumer finds in whose name to claim.
+func (o Once) consumer(msg *message.Message) (c *oncemill.Consumer, err error) {
 	name := o.Consumer
 	if name == "" {
 		name = message.HandlerNameFromCtx(msg.Context())
 	}
 	if name == "" {
-		return nil, "", opts, fmt.Errorf("oncemill: message %q: %w", msg.UUID, ErrNoConsumer)
+		return nil, ErrNoConsumer
 	}
-	c = o.Inbox.Consumer(name)
-	fail := func(err error) (*oncemill.Consumer, string, oncemill.ClaimOptions, error) {
-		if !errors.Is(err, oncemill.ErrNoKey) {
-			err = fmt.Errorf("%w: %w", oncemill.ErrNoKey, err)
+	defer func() { // the name of a handler is only seen here
+		if unfit := recover(); unfit != nil {
+			err = fmt.Errorf("%w (the handler's does not do: %v)", ErrNoConsumer, unfit)
 		}
-		return c, "", opts, &oncemill.Error{Op: oncemill.OpKey, Consumer: name, Err: err}
-	}
+	}()
+	return o.Inbox.Consumer(name), nil
+}
+
+// identify calls the user's functions. One that panics on a message does so on
+// each delivery, so that is an error like any other.
+func (o Once) identify(msg *message.Message) (key string, opts oncemill.ClaimOptions, err error) {
+	defer func() {
+		if panicked := recover(); panicked != nil {
+			err = fmt.Errorf("%w: Key or Fingerprint panicked: %v", oncemill.ErrNoKey, panicked)
+		}
+	}()
 	keyOf := o.Key
 	if keyOf == nil {
 		keyOf = ByUUID
 	}
 	if key, err = keyOf(msg); err != nil {
-		return fail(err)
+		return "", opts, noKey(err)
+	}
+	if key == "" {
+		return "", opts, fmt.Errorf("%w: Key returned an empty one for message %q", oncemill.ErrNoKey, msg.UUID)
 	}
 	if o.Fingerprint != nil {
 		if opts.Fingerprint, err = o.Fingerprint(msg); err != nil {
-			return fail(fmt.Errorf("fingerprint: %w", err))
+			return "", opts, noKey(fmt.Errorf("fingerprint: %w", err))
 		}
 	}
 	opts.Origin = origin(msg)
-	return c, key, opts, nil
+	return key, opts, nil
+}
+
+func noKey(err error) error {
+	if errors.Is(err, oncemill.ErrNoKey) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", oncemill.ErrNoKey, err)
 }
 
 // origin tells when a message was first written: to the outbox, or else to the

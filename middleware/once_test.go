@@ -319,6 +319,9 @@ func TestKeys(t *testing.T) {
 		{middleware.ByJSON("id"), payload(`{"id": "x"} {"id": "y"}`), ""},
 		{middleware.ByJSON("id"), payload(`{"id": "x"`), ""},
 		{middleware.ByJSON("id"), payload(``), ""},
+		{middleware.ByJSON("id"), payload("{\"id\": \"\xff\"}"), ""},
+		{middleware.ByJSON("id"), payload(`{"id": "\ud800"}`), ""},
+		{middleware.ByJSON("id"), payload("{\"id\": \"\uFFFD\"}"), "\uFFFD"},
 		{middleware.ByPosition, withPosition, "p"},
 		{middleware.ByPosition, newMessage(t, "u"), ""},
 	} {

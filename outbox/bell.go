@@ -42,6 +42,9 @@ func (p *Publisher) notify() {
 	ctx, cancel := context.WithTimeout(context.Background(), notifyTimeout)
 	defer cancel()
 	_, err := p.Notify.ExecContext(ctx, `NOTIFY `+schema.Quote(Channel(p.Schema)))
+	if err != nil && err.Error() == "sql: database is closed" {
+		return // the program is shutting down
+	}
 	if p.bell.failed(err != nil) && err != nil {
 		orDefault(p.Logger).Warn("outbox: cannot wake relays, they will poll", "error", err)
 	}

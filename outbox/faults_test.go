@@ -97,16 +97,11 @@ func TestBrokerAwayCostsNoAttempts(t *testing.T) {
 			return sink.PublishBatch(ctx, rows)
 		}
 		readyDuring = relay.Ready()
-		// One that says so, one that only says that time was up, and in one
-		// round a success in between.
-		errs := []error{outbox.ErrUnavailable, context.DeadlineExceeded, outbox.ErrUnavailable}[:len(rows)]
-		if rounds == 3 {
-			errs = []error{outbox.ErrUnavailable, nil, outbox.ErrUnavailable}
-		}
-		return errs
+		// Two that say so, and one that only says that time was up.
+		return []error{outbox.ErrUnavailable, context.DeadlineExceeded, outbox.ErrUnavailable}
 	})
 	running := start(t, relay)
-	for range 2 {
+	for range 3 {
 		if row := sink.next(t); row.Attempts != 0 {
 			t.Errorf("row %s has %d attempts, want none", row.UUID, row.Attempts)
 		}
@@ -121,6 +116,23 @@ func TestBrokerAwayCostsNoAttempts(t *testing.T) {
 	}
 	if n := strings.Count(logged(), "level=WARN"); n != 1 || !strings.Contains(logged(), "goes on") {
 		t.Errorf("%d warnings, want one and word of its end:\n%s", n, logged())
+	}
+}
+
+// A slow broker that takes a part of every batch is not away.
+func TestPartOfABatchIsProgress(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	publish(t, db, "t", 6)
+	logger, logged := hearLog()
+	relay := start(t, &outbox.Relay{DB: db, Batch: 3, PollInterval: time.Hour, Logger: logger,
+		Sink: script(func(_ context.Context, rows []outbox.Row) []error {
+			return []error{outbox.ErrUnavailable, outbox.ErrUnavailable, nil}[3-len(rows):]
+		})})
+	// The last row of each batch goes out; nothing is passed by.
+	relay.settled(t, 6)
+	if n := rowCount(t, db); n != 0 || strings.Contains(logged(), "cannot go on") {
+		t.Errorf("%d rows left, log:\n%s", n, logged())
 	}
 }
 

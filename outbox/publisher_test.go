@@ -234,6 +234,19 @@ func TestPublishWithEndedContextDoesNotBreakTheTransaction(t *testing.T) {
 	}
 }
 
+// Without a transaction in it, an ended context means that nobody wants the
+// message any more.
+func TestPublishAloneWithEndedContext(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := (&outbox.Publisher{DB: db}).Publish("t", message.NewMessageWithContext(ctx, "u", nil))
+	if !errors.Is(err, context.Canceled) || rowCount(t, db) != 0 {
+		t.Errorf("error %v, %d rows", err, rowCount(t, db))
+	}
+}
+
 func TestPublishIntoMissingSchema(t *testing.T) {
 	t.Parallel()
 	db := testenv.DB(t)

@@ -27,6 +27,10 @@ const (
 	// connectTimeout bounds the wait for a connection.
 	connectTimeout = 10 * time.Second
 
+	// rescanEvery is how often a relay with much to do looks for rows that it has
+	// passed by.
+	rescanEvery = time.Second
+
 	// settleTimeout bounds the writing down of what became of a batch that
 	// DrainTimeout has cut off.
 	settleTimeout = 3 * time.Second
@@ -139,14 +143,18 @@ func (r *Relay) Ready() error {
 	return r.outcome
 }
 
-// setOutcome records how a round ended and returns how the one before did.
-func (r *Relay) setOutcome(err error) (before error) {
+func (r *Relay) lastOutcome() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before = r.outcome
+	return r.outcome
+}
+
+// setOutcome records how a round ended.
+func (r *Relay) setOutcome(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.outcome = err
 	r.rounds++
-	return before
 }
 
 // Wake makes Run look for rows at once instead of waiting for the next poll. It
@@ -169,7 +177,7 @@ func (r *Relay) woken() chan struct{} {
 // wrap ErrUnreachable, ErrReadOnly or ErrSchema where those fit.
 func (r *Relay) Check(ctx context.Context) error {
 	if err := r.validate(); err != nil {
-		return fmt.Errorf("outbox: %w", err)
+		return err
 	}
 	if err := dbcheck.Check(ctx, r.DB, r.Schema); err != nil {
 		return fmt.Errorf("outbox: %w", err)
@@ -181,13 +189,13 @@ func (r *Relay) Check(ctx context.Context) error {
 func (r *Relay) validate() error {
 	switch {
 	case r.DB == nil:
-		return errors.New("Relay.DB is nil: set it to the *sql.DB of the database that holds the outbox")
+		return errors.New("outbox: Relay.DB is nil: set it to the *sql.DB of the database that holds the outbox")
 	case r.Sink == nil:
-		return errors.New("Relay.Sink is nil: set it to where messages go")
+		return errors.New("outbox: Relay.Sink is nil: set it to where messages go")
 	case r.Batch < 0:
-		return fmt.Errorf("Relay.Batch is %d: must be at least 1, or 0 for the default", r.Batch)
+		return fmt.Errorf("outbox: Relay.Batch is %d: must be at least 1, or 0 for the default", r.Batch)
 	case r.MaxAttempts < 0:
-		return fmt.Errorf("Relay.MaxAttempts is %d: must be at least 1, or 0 for no limit", r.MaxAttempts)
+		return fmt.Errorf("outbox: Relay.MaxAttempts is %d: must be at least 1, or 0 for no limit", r.MaxAttempts)
 	}
 	for _, field := range []struct {
 		name  string
@@ -200,15 +208,15 @@ func (r *Relay) validate() error {
 		{"DrainTimeout", r.DrainTimeout},
 	} {
 		if field.value < 0 {
-			return fmt.Errorf("Relay.%s is %v: must not be negative; 0 means the default", field.name, field.value)
+			return fmt.Errorf("outbox: Relay.%s is %v: must not be negative; 0 means the default", field.name, field.value)
 		}
 	}
 	if r.minBackoff() > r.maxBackoff() {
-		return fmt.Errorf("Relay.MinBackoff is %v: must not exceed MaxBackoff, %v", r.minBackoff(), r.maxBackoff())
+		return fmt.Errorf("outbox: Relay.MinBackoff is %v: must not exceed MaxBackoff, %v", r.minBackoff(), r.maxBackoff())
 	}
 	if r.ListenURL != "" {
 		if _, err := pgurl.Connector(r.ListenURL); err != nil {
-			return fmt.Errorf("Relay.ListenURL is %w", err)
+			return fmt.Errorf("outbox: Relay.ListenURL is %w", err)
 		}
 	}
 	return nil

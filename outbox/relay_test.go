@@ -3,7 +3,6 @@ package outbox_test
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -77,6 +76,20 @@ func TestRelayPublishesRowsFromSQL(t *testing.T) {
 	relay.settled(t, 2)
 	if topic := value[string](t, db, `SELECT string_agg(topic, ',') FROM oncemill.outbox`); topic != "later" {
 		t.Errorf("left are %s, want later", topic)
+	}
+}
+
+func TestARowWithATimeThatDriversCannotReadDoesNotStopTheRelay(t *testing.T) {
+	t.Parallel()
+	db, _ := database(t)
+	for _, at := range []string{"infinity", "-infinity", "4713-01-01 BC", "294276-01-01", "2026-01-01"} {
+		exec(t, db, `INSERT INTO oncemill.outbox (topic, created_at) VALUES ('t', $1)`, at)
+	}
+	sink := newRecorder(nil)
+	relay := &outbox.Relay{DB: db, Sink: sink}
+	start(t, relay)
+	for range 5 {
+		sink.next(t)
 	}
 }
 
@@ -337,6 +350,33 @@ func TestFullBatchesDoNotWaitForThePoll(t *testing.T) {
 	relay.settled(t, 1)
 }
 
+// A transaction that commits late has lower ids than what was published before
+// it. A relay in the midst of a backlog must come back for them.
+func TestLateCommitIsNotPassedBy(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	late, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Rollback()
+	if err := outbox.InTx(late).Publish("late", message.NewMessage("", nil)); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, db, "t", 20)
+	sink := newRecorder(func(row outbox.Row) error {
+		if row.UUID == "t-10" { // of the second batch
+			return late.Commit()
+		}
+		return nil
+	})
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink, Batch: 10, PollInterval: time.Hour})
+	relay.settled(t, 21)
+	if rows := sink.published(); rows[20].Topic != "late" {
+		t.Errorf("the last row is %+v", rows[20])
+	}
+}
+
 // Payloads bound a batch as well, so that a relay's memory is bounded.
 func TestBatchIsBoundedByBytes(t *testing.T) {
 	t.Parallel()
@@ -368,118 +408,3 @@ func TestRelayStopsWithoutATrace(t *testing.T) {
 	}
 	goleak.VerifyNone(t, ignore)
 }
-
-func TestRelayChecksItsFields(t *testing.T) {
-	t.Parallel()
-	db := new(sql.DB) // is not used before the fields are in order
-	sink := newRecorder(nil)
-	for name, relay := range map[string]*outbox.Relay{
-		"Relay.DB":             {Sink: sink},
-		"Relay.Sink":           {DB: db},
-		"Relay.Batch":          {DB: db, Sink: sink, Batch: -1},
-		"Relay.MaxAttempts":    {DB: db, Sink: sink, MaxAttempts: -1},
-		"Relay.PollInterval":   {DB: db, Sink: sink, PollInterval: -time.Second},
-		"Relay.PublishTimeout": {DB: db, Sink: sink, PublishTimeout: -1},
-		"Relay.MinBackoff":     {DB: db, Sink: sink, MinBackoff: time.Hour},
-		"Relay.MaxBackoff":     {DB: db, Sink: sink, MaxBackoff: -1},
-		"Relay.DrainTimeout":   {DB: db, Sink: sink, DrainTimeout: -1},
-		"Relay.ListenURL":      {DB: db, Sink: sink, ListenURL: "postgres://user:sec ret@host:port/db"},
-	} {
-		for how, err := range map[string]error{"Check": relay.Check(t.Context()), "Run": relay.Run(t.Context())} {
-			if err == nil || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "sec") {
-				t.Errorf("%s with a bad %s: error is %v", how, name, err)
-			}
-		}
-		if relay.Ready() == nil {
-			t.Errorf("bad %s: ready", name)
-		}
-	}
-}
-
-func TestRelayRefusesToStartOnWrongDatabases(t *testing.T) {
-	t.Parallel()
-	empty := testenv.Open(t, testenv.EmptyPostgresURL(t))
-	tooNew := testenv.DB(t)
-	exec(t, tooNew, `INSERT INTO oncemill.schema_version (version) VALUES (99)`)
-	readOnly, readOnlyURL := database(t)
-	exec(t, readOnly, `ALTER DATABASE `+value[string](t, readOnly, `SELECT current_database()`)+` SET default_transaction_read_only = on`)
-	unreachable := testenv.Open(t, "postgres://user:secret@127.0.0.1:1/db?sslmode=disable")
-
-	for name, test := range map[string]struct {
-		db    *sql.DB
-		is    error
-		names string
-	}{
-		"no schema":   {empty, outbox.ErrSchema, "oncemill migrate"},
-		"too new":     {tooNew, outbox.ErrSchema, "has version 99"},
-		"read-only":   {testenv.Open(t, readOnlyURL), outbox.ErrReadOnly, "default_transaction_read_only"},
-		"unreachable": {unreachable, outbox.ErrUnreachable, "127.0.0.1:1"},
-	} {
-		err := (&outbox.Relay{DB: test.db, Sink: newRecorder(nil)}).Run(t.Context())
-		if !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.names) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: error is %v, want one that names %s", name, err, test.names)
-		}
-	}
-}
-
-func TestRelayRefusesToStartWithoutRights(t *testing.T) {
-	t.Parallel()
-	db := testenv.DB(t)
-	role := powerlessRole(t, db)
-	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT ON ALL TABLES IN SCHEMA oncemill TO `+role)
-	db.SetMaxOpenConns(1)
-	exec(t, db, `SET ROLE `+role)
-	err := (&outbox.Relay{DB: db, Sink: newRecorder(nil)}).Run(t.Context())
-	exec(t, db, `RESET ROLE`)
-	if err == nil || !strings.Contains(err.Error(), "GRANT SELECT, UPDATE, DELETE") || !strings.Contains(err.Error(), role) {
-		t.Errorf("error is %v", err)
-	}
-}
-
-func TestPublisherSink(t *testing.T) {
-	t.Parallel()
-	db := testenv.DB(t)
-	publish(t, db, "refused", 1)
-	publish(t, db, "failed", 1)
-	publish(t, db, "good", 1)
-	var got []*message.Message
-	publisher := publisherFunc(func(topic string, msgs ...*message.Message) error {
-		switch topic {
-		case "refused":
-			return outbox.ErrRefused
-		case "failed":
-			return errors.New("no")
-		}
-		got = append(got, msgs...)
-		return nil
-	})
-	relay := start(t, &outbox.Relay{DB: db, Sink: outbox.PublisherSink{Publisher: publisher, DedupKey: "Nats-Msg-Id"}, PollInterval: time.Hour})
-	if sum := relay.settled(t, 3); sum.Published != 1 || sum.Deferred != 1 || sum.Parked != 1 {
-		t.Errorf("batches are %+v", sum)
-	}
-	if len(got) != 1 || got[0].UUID != "good-0" || string(got[0].Payload) != "good-0" ||
-		len(got[0].Metadata.Get("Nats-Msg-Id")) != 36 || got[0].Metadata.Get(outbox.OriginMetadata) == "" {
-		t.Errorf("published %+v", got)
-	}
-}
-
-// Rows that a slow publisher leaves no time for are not to blame.
-func TestPublisherSinkStopsAtTheDeadline(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	sink := outbox.PublisherSink{Publisher: publisherFunc(func(string, ...*message.Message) error {
-		cancel()
-		return nil
-	})}
-	errs := sink.PublishBatch(ctx, make([]outbox.Row, 3))
-	if len(errs) != 3 || errs[0] != nil || !errors.Is(errs[1], outbox.ErrUnavailable) || !errors.Is(errs[2], outbox.ErrUnavailable) {
-		t.Errorf("errors are %v", errs)
-	}
-}
-
-type publisherFunc func(topic string, msgs ...*message.Message) error
-
-func (f publisherFunc) Publish(topic string, msgs ...*message.Message) error {
-	return f(topic, msgs...)
-}
-func (f publisherFunc) Close() error { return nil }

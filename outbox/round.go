@@ -22,8 +22,9 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 			return false, fmt.Errorf("database: connect: %w", err)
 		}
 		more, err := l.roundOn(ctx, conn)
-		if err != nil && !errors.Is(err, ErrUnavailable) {
-			discard(conn)
+		if err != nil {
+			l.floor = bottom
+			discardUnlessBroker(conn, err)
 		}
 		conn.Close()
 		if tries <= 0 || !errors.Is(err, errDead) {
@@ -35,10 +36,13 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 // errDead means that a connection was dead before anything was done with it.
 var errDead = errors.New("connection from the pool is dead")
 
-// discard takes a connection out of the pool. After a failover it may lead to a
-// server that is a replica now, and would fail for ever without breaking.
-func discard(conn *sql.Conn) {
-	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+// discardUnlessBroker takes a connection out of the pool on which a round failed
+// through the database. After a failover it may lead to a server that is a
+// replica now, and would fail for ever without breaking.
+func discardUnlessBroker(conn *sql.Conn, err error) {
+	if !errors.Is(err, ErrUnavailable) {
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
 }
 
 func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err error) {
@@ -58,8 +62,12 @@ func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err erro
 	if err != nil {
 		return false, fmt.Errorf("database: fetch rows: %w", err)
 	}
-	if ctx.Err() != nil || fetched.empty() {
+	if ctx.Err() != nil {
 		return false, nil
+	}
+	more = l.advance(fetched)
+	if fetched.empty() {
+		return more, nil
 	}
 	verdicts := l.publish(fetched)
 	if err := verdicts.settle(txCtx, tx, l.table()); err != nil {
@@ -69,17 +77,48 @@ func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err erro
 		return false, fmt.Errorf("database: commit published rows: %w", err)
 	}
 	l.tell(fetched, verdicts, time.Since(begun))
-	return fetched.more, verdicts.unavailable
+	if verdicts.untouched == 0 {
+		return more, nil
+	}
+	// A broker that took some of the batch is slow, or is just going away: then
+	// the next round will tell.
+	l.floor = bottom
+	if len(verdicts.published) > 0 && l.publishing.Err() == nil {
+		return true, nil
+	}
+	return false, verdicts.unavailable
+}
+
+// advance moves the floor behind the rows of a full batch. Below it may be rows
+// that were committed late, deferred or locked by another relay: a fetch from
+// the very beginning, once in rescanEvery and when nothing is left above the
+// floor, finds those. more means that the next round should follow at once.
+func (l *loop) advance(f *fetched) (more bool) {
+	now := time.Now()
+	if l.floor == bottom {
+		l.scanned = now
+	}
+	more = f.more || l.floor > bottom
+	l.floor = bottom
+	if f.more && now.Sub(l.scanned) < rescanEvery {
+		l.floor = f.last + 1
+	}
+	return more
 }
 
 // begin opens a transaction that Postgres ends by itself should this process
-// freeze in it.
+// freeze in it. The planner is kept to the primary key: for a table that has
+// just been filled and has no statistics yet, it would otherwise choose to sort
+// all rows for every batch.
 func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, err
 	}
-	set := fmt.Sprintf(`SET LOCAL idle_in_transaction_session_timeout = %d`, l.idleTimeout().Milliseconds())
+	set := fmt.Sprintf(`
+		SET LOCAL idle_in_transaction_session_timeout = %d;
+		SET LOCAL enable_seqscan = off;
+		SET LOCAL enable_bitmapscan = off`, l.idleTimeout().Milliseconds())
 	if _, err := tx.ExecContext(ctx, set); err != nil {
 		tx.Rollback()
 		return nil, err
@@ -92,20 +131,22 @@ type fetched struct {
 	rows   []Row     // in the order of their ids
 	broken []failure // rows that cannot be read
 	oldest time.Time
-	more   bool // there may be further rows that are due
+	last   int64 // the largest id
+	more   bool  // there may be further rows that are due
 }
 
 func (f *fetched) empty() bool { return len(f.rows) == 0 && len(f.broken) == 0 }
 
 // fetch locks the first rows that are due and that no other relay holds, and
 // reads as many of them as fit into memory, at least one. The numbers are
-// written into the statement because an argument costs a round trip.
+// written into the statement because an argument costs a round trip. A time that
+// drivers cannot read, such as infinity, must not stop the relay.
 func (l *loop) fetch(ctx context.Context, tx *sql.Tx) (*fetched, error) {
 	query := fmt.Sprintf(`
 		WITH due AS MATERIALIZED (
 			SELECT id, dedup_id, topic, uuid, metadata, payload, created_at, attempts
 			FROM %s
-			WHERE parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
+			WHERE id >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
 			ORDER BY id
 			LIMIT %d
 			FOR UPDATE SKIP LOCKED
@@ -116,10 +157,12 @@ func (l *loop) fetch(ctx context.Context, tx *sql.Tx) (*fetched, error) {
 			SELECT sized.*, sum(size) OVER (ORDER BY id) - size AS before
 			FROM sized
 		)
-		SELECT id, dedup_id::text, topic, uuid, metadata::text, payload, created_at, attempts, locked
+		SELECT id, dedup_id::text, topic, uuid, metadata::text, payload,
+		       CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN created_at ELSE now() END,
+		       attempts, locked
 		FROM summed
 		WHERE before < %d
-		ORDER BY id`, l.table(), l.batch(), batchBytes)
+		ORDER BY id`, l.table(), l.floor, l.batch(), batchBytes)
 	rows, err := tx.QueryContext(ctx, query)
 	if err != nil {
 		return nil, err
@@ -146,6 +189,7 @@ func (f *fetched) scan(rows *sql.Rows, batch int) error {
 	if f.oldest.IsZero() || row.CreatedAt.Before(f.oldest) {
 		f.oldest = row.CreatedAt
 	}
+	f.last = row.ID
 	row.Metadata, err = decodeMetadata(metadata)
 	if err != nil {
 		f.broken = append(f.broken, failure{row: row, err: err, park: true})

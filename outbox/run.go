@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -26,7 +27,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	settling, release := outlive(publishing, settleTimeout)
 	defer release()
 
-	l := loop{Relay: r, publishing: publishing, settling: settling}
+	l := loop{Relay: r, publishing: publishing, settling: settling, floor: bottom}
 	for ctx.Err() == nil {
 		more, err := l.round(ctx)
 		if ctx.Err() != nil {
@@ -47,11 +48,20 @@ type loop struct {
 	// acknowledged should be deleted, and no COMMIT be cancelled half-way.
 	publishing, settling context.Context
 
+	// floor is the least id that the next fetch looks at. Until vacuum has
+	// removed the rows that were published, every fetch from the beginning has to
+	// step over them, and a long transaction anywhere keeps vacuum from it.
+	floor   int64
+	scanned time.Time // when the last fetch from the beginning was
+
 	failures  int       // rounds that failed in a row
 	awaySince time.Time // when the first of them did
 	deferring bool      // the last batch had deferred rows
 	eager     time.Time // until then, rows that this loop has deferred fall due
 }
+
+// bottom is the floor of a fetch from the beginning.
+const bottom = math.MinInt64
 
 // outlive returns a context that ends a while after ctx does. release frees it.
 func outlive(ctx context.Context, while time.Duration) (longer context.Context, release func()) {
@@ -82,7 +92,8 @@ func (l *loop) cutOff(err error) error {
 // report logs and records the outcome of a round, the log only if it is another
 // than that of the round before.
 func (l *loop) report(err error) {
-	before := l.setOutcome(err)
+	before := l.lastOutcome()
+	defer l.setOutcome(err) // who sees it may rely on the log
 	logger := orDefault(l.Logger)
 	switch {
 	case err != nil:

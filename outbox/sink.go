@@ -52,8 +52,9 @@ type Sink interface {
 	// each row, in the same order: nil means that the broker has acknowledged
 	// the row, and only that lets the relay delete it. Errors that wrap
 	// ErrRefused or ErrUnavailable say more; any other error defers that row and
-	// lets the others pass. PublishBatch does not keep or change rows after it
-	// returned.
+	// lets the others pass. An error that wraps ctx's counts as ErrUnavailable if
+	// no row of the batch was acknowledged. PublishBatch does not keep or change
+	// rows after it returned.
 	PublishBatch(ctx context.Context, rows []Row) []error
 }
 

@@ -42,7 +42,7 @@ CREATE TABLE oncemill.handler_errors (
 	PRIMARY KEY (consumer, key)
 );
 
-CREATE INDEX handler_errors_by_age ON oncemill.handler_errors (last_at);
+CREATE INDEX handler_errors_by_age ON oncemill.handler_errors (consumer, last_at);
 
 -- Messages on their way to the broker. The relay deletes a row once the broker
 -- has acknowledged it. Every column but the topic has a default: an INSERT from

@@ -5,6 +5,7 @@ package dbcheck
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 
@@ -27,20 +28,43 @@ var (
 // runs on. "" stands for schema.Default. Its errors wrap ErrUnreachable,
 // ErrReadOnly or ErrSchema and name the remedy.
 func Check(ctx context.Context, db *sql.DB, schemaName string) error {
-	if err := db.PingContext(ctx); err != nil {
+	// Sessions in the pool may be from before a restart or a failover, and know
+	// only of the server as it was then.
+	for tries := db.Stats().Idle; ; tries-- {
+		err := checkSession(ctx, db, schemaName)
+		if err == nil || tries <= 0 || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// checkSession checks on one session, and takes it out of the pool if it is
+// not in order.
+func checkSession(ctx context.Context, db *sql.DB, schemaName string) (err error) {
+	conn, err := db.Conn(ctx)
+	if err == nil {
+		defer conn.Close()
+		defer func() {
+			if err != nil {
+				_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+			}
+		}()
+		err = conn.PingContext(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w (check the address, the credentials and that the server accepts connections)", ErrUnreachable, err)
 	}
-	if err := Writable(ctx, db); err != nil {
+	if err := Writable(ctx, conn); err != nil {
 		return err
 	}
-	found, err := Version(ctx, db, schemaName)
+	found, err := Version(ctx, conn, schemaName)
 	if err != nil {
 		return err
 	}
 	return Supported(schemaName, found)
 }
 
-// Querier is a *sql.DB or a *sql.Tx.
+// Querier is a *sql.DB, a *sql.Conn or a *sql.Tx.
 type Querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }

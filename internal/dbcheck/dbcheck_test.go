@@ -18,9 +18,10 @@ func TestCheck(t *testing.T) {
 	tooNew := testenv.DB(t)
 	exec(t, tooNew, `INSERT INTO oncemill.schema_version (version) VALUES (99)`)
 
-	readOnly := testenv.DB(t)
-	readOnly.SetMaxOpenConns(1)
-	exec(t, readOnly, `SET default_transaction_read_only = on`)
+	readOnly := testenv.Open(t, testenv.PostgresURL(t)+"&default_transaction_read_only=on")
+	spoilt := testenv.DB(t) // one of its sessions is read-only, as after a failover
+	spoilt.SetMaxOpenConns(1)
+	exec(t, spoilt, `SET default_transaction_read_only = on`)
 
 	closed := testenv.DB(t)
 	closed.Close()
@@ -36,6 +37,7 @@ func TestCheck(t *testing.T) {
 		"other schema":  {good, "its own", dbcheck.ErrSchema, []string{`"its own"`, "version 1 is needed", "oncemill migrate --schema 'its own'"}},
 		"no schema":     {empty, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 1 is needed", "oncemill migrate"}},
 		"too new":       {tooNew, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 99", "needs version 1", "upgrade"}},
+		"old session":   {spoilt, "", nil, nil},
 		"read-only":     {readOnly, "", dbcheck.ErrReadOnly, []string{"default_transaction_read_only"}},
 		"no connection": {closed, "", dbcheck.ErrUnreachable, []string{"check the address"}},
 	} {

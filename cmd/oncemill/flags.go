@@ -1,0 +1,187 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/lib/pq"
+
+	"github.com/oncemill/oncemill/internal/pgurl"
+	"github.com/oncemill/oncemill/schema"
+)
+
+// flags are a command's flags. Each can be set in the environment as well.
+type flags struct {
+	cmd    command
+	set    *flag.FlagSet
+	listed []listedFlag // in the order of their declaration
+}
+
+// A listedFlag is what the help says about a flag.
+type listedFlag struct {
+	name, placeholder, usage string
+	parse                    func(value string) error
+}
+
+func newFlags(cmd command) *flags {
+	set := flag.NewFlagSet(cmd.name, flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	set.Usage = func() {}
+	return &flags{cmd: cmd, set: set}
+}
+
+// read sets the flags from the arguments, and those that are not among them from
+// the environment. An empty variable counts as none.
+func (f *flags) read(args []string, env environment) error {
+	if err := f.set.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return usageError{err}
+	}
+	if f.set.NArg() > 0 {
+		return usagef("takes flags only, but was given %d other arguments (a flag's value follows it as --name value or --name=value)", f.set.NArg())
+	}
+	given := make(map[string]bool)
+	f.set.Visit(func(one *flag.Flag) { given[one.Name] = true })
+	for _, one := range f.listed {
+		value, ok := env(variable(one.name))
+		if !ok || value == "" || given[one.name] {
+			continue
+		}
+		if err := one.parse(value); err != nil {
+			return usagef("invalid value %q for variable %s: %w", value, variable(one.name), err)
+		}
+	}
+	return nil
+}
+
+// variable returns the name of the environment variable of a flag.
+func variable(flagName string) string {
+	return "ONCEMILL_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+func (f *flags) printHelp(w io.Writer) {
+	fmt.Fprintf(w, "%s\n", strings.TrimSpace(f.cmd.help))
+	if len(f.listed) == 0 {
+		return
+	}
+	fmt.Fprint(w, "\nFlags (or in the environment):\n")
+	for _, one := range f.listed {
+		fmt.Fprintf(w, "  %s  (%s)\n", strings.TrimSpace("--"+one.name+" "+one.placeholder), variable(one.name))
+		for line := range strings.SplitSeq(one.usage, "\n") {
+			fmt.Fprintf(w, "        %s\n", line)
+		}
+	}
+}
+
+// add declares a flag. parse must not fail for values that may be secret: its
+// error is printed with the value.
+func (f *flags) add(name, placeholder, usage string, parse func(string) error) {
+	f.listed = append(f.listed, listedFlag{name, placeholder, usage, parse})
+	f.set.Func(name, usage, parse)
+}
+
+func (f *flags) text(name, placeholder, usage string) *string {
+	p := new(string)
+	f.add(name, placeholder, usage, func(value string) error {
+		*p = value
+		return nil
+	})
+	return p
+}
+
+func (f *flags) toggle(name, usage string) *bool {
+	p := new(bool)
+	parse := func(value string) (err error) {
+		if *p, err = strconv.ParseBool(value); err != nil {
+			return errors.New("want true or false")
+		}
+		return nil
+	}
+	f.listed = append(f.listed, listedFlag{name, "", usage, parse})
+	f.set.BoolFunc(name, usage, parse)
+	return p
+}
+
+func (f *flags) count(name string, initial int, usage string) *int {
+	p := &initial
+	f.add(name, "N", fmt.Sprintf("%s (default %d)", usage, initial), func(value string) error {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 {
+			return errors.New("want a whole number of at least 1, such as 500")
+		}
+		*p = n
+		return nil
+	})
+	return p
+}
+
+func (f *flags) duration(name string, initial time.Duration, usage string) *time.Duration {
+	p := &initial
+	f.add(name, "TIME", fmt.Sprintf("%s (default %v)", usage, initial), func(value string) error {
+		d, err := time.ParseDuration(value)
+		if err != nil || d <= 0 {
+			return errors.New("want a time above 0 with its unit, such as 500ms or 10s")
+		}
+		*p = d
+		return nil
+	})
+	return p
+}
+
+func (f *flags) choice(name, usage string, values ...string) *string {
+	p := &values[0]
+	choices := slices.Clone(values)
+	f.add(name, strings.ToUpper(name[strings.LastIndexByte(name, '-')+1:]), fmt.Sprintf("%s: %s (default %s)", usage, strings.Join(choices, ", "), choices[0]), func(value string) error {
+		if !slices.Contains(choices, value) {
+			return fmt.Errorf("want one of %s", strings.Join(choices, ", "))
+		}
+		*p = value
+		return nil
+	})
+	return p
+}
+
+// A database is where a command finds Oncemill's tables.
+type database struct{ url, schema *string }
+
+// database declares the flags of every command that uses the database.
+func (f *flags) database() database {
+	return database{
+		url:    f.text("database-url", "URL", "the Postgres database, as postgres://user:password@host:5432/name\nor as libpq's key=value pairs; required"),
+		schema: f.schemaName(),
+	}
+}
+
+func (f *flags) schemaName() *string {
+	p := new(string)
+	*p = schema.Default
+	f.add("schema", "NAME", "the Postgres schema of Oncemill's tables (default "+schema.Default+")", func(value string) error {
+		if value == "" || len(value) > 63 || !utf8.ValidString(value) {
+			return errors.New("want a name of 1 to 63 bytes")
+		}
+		*p = value
+		return nil
+	})
+	return p
+}
+
+// connector returns what opens connections to the database.
+func (d database) connector() (*pq.Connector, error) {
+	if *d.url == "" {
+		return nil, usagef("needs a database: give --database-url or set %s, for example postgres://app:secret@127.0.0.1:5432/app?sslmode=disable", variable("database-url"))
+	}
+	connector, err := pgurl.Connector(*d.url)
+	if err != nil {
+		return nil, usagef("--database-url is %w", err)
+	}
+	return connector, nil
+}

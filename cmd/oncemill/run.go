@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1 // something went wrong while the command ran
+	exitUsage   = 2 // the command was not understood
+)
+
+// An environment looks up a variable, like os.LookupEnv.
+type environment func(name string) (value string, ok bool)
+
+// A command is one of the program's subcommands.
+type command struct {
+	name    string
+	summary string
+	help    string // what --help says before it lists the flags
+
+	// prepare declares the command's flags and returns what runs it once they
+	// are read.
+	prepare func(f *flags) action
+}
+
+// An action is a command with its flags read. It writes results to stdout and
+// logs to stderr.
+type action func(ctx context.Context, stdout, stderr io.Writer) error
+
+func commands() []command {
+	return []command{migrateCommand, relayCommand, versionCommand}
+}
+
+// A usageError is the user's mistake in calling the program.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// run is the whole program. It returns the exit code.
+func run(ctx context.Context, args []string, env environment, stdout, stderr io.Writer) int {
+	name, args, err := splitCommand(args)
+	if err != nil {
+		return fail(stderr, "oncemill", err)
+	}
+	if name == "help" {
+		return help(args, stdout, stderr)
+	}
+	cmd, ok := find(name)
+	if !ok {
+		return fail(stderr, "oncemill", unknownCommand(name))
+	}
+	f := newFlags(cmd)
+	act := cmd.prepare(f)
+	if err := f.read(args, env); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			f.printHelp(stdout)
+			return exitOK
+		}
+		return fail(stderr, "oncemill "+cmd.name, err)
+	}
+	if err := act(ctx, stdout, stderr); err != nil {
+		return fail(stderr, "oncemill "+cmd.name, err)
+	}
+	return exitOK
+}
+
+// splitCommand takes the command's name from the arguments. Values of flags are
+// not repeated in errors here: one may be a database's URL.
+func splitCommand(args []string) (name string, rest []string, err error) {
+	if len(args) == 0 {
+		return "", nil, usagef("which command? (%s)", names())
+	}
+	switch first := args[0]; {
+	case first == "-h" || first == "-help" || first == "--help":
+		return "help", args[1:], nil
+	case first == "-version" || first == "--version":
+		return "version", args[1:], nil
+	case strings.HasPrefix(first, "-"):
+		before, _, _ := strings.Cut(first, "=")
+		return "", nil, usagef("%s comes before the command: write `oncemill COMMAND %s ...` (COMMAND is one of: %s)", before, before, names())
+	}
+	return args[0], args[1:], nil
+}
+
+func find(name string) (command, bool) {
+	for _, cmd := range commands() {
+		if cmd.name == name {
+			return cmd, true
+		}
+	}
+	return command{}, false
+}
+
+// unknownCommand repeats the name only if it looks like one.
+func unknownCommand(name string) error {
+	if strings.ContainsAny(name, ":/@=") {
+		return usagef("the first argument must be a command (%s)", names())
+	}
+	return usagef("there is no command %q (%s)", name, names())
+}
+
+func names() string {
+	var all []string
+	for _, cmd := range commands() {
+		all = append(all, cmd.name)
+	}
+	return strings.Join(append(all, "help"), ", ")
+}
+
+// fail prints what went wrong and returns the exit code.
+func fail(stderr io.Writer, who string, err error) int {
+	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "oncemill: "), "outbox: ")
+	fmt.Fprintf(stderr, "%s: %s\n", who, text)
+	var usage usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintf(stderr, "Run `%s --help` for help.\n", who)
+		return exitUsage
+	}
+	return exitFailure
+}
+
+func help(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(stdout, programHelp())
+		return exitOK
+	}
+	cmd, ok := find(args[0])
+	if !ok {
+		return fail(stderr, "oncemill", unknownCommand(args[0]))
+	}
+	f := newFlags(cmd)
+	cmd.prepare(f)
+	f.printHelp(stdout)
+	return exitOK
+}
+
+func programHelp() string {
+	var b strings.Builder
+	b.WriteString(`Oncemill makes the effects of messages happen exactly once.
+
+This program sets up its tables in Postgres and relays the outbox to NATS
+JetStream. Handlers use the Go packages.
+
+Commands:
+`)
+	for _, cmd := range commands() {
+		fmt.Fprintf(&b, "  %-9s %s\n", cmd.name, cmd.summary)
+	}
+	b.WriteString(`  help      show this text, or that of a command: oncemill help relay
+
+A first run:
+  export ONCEMILL_DATABASE_URL='postgres://app:secret@127.0.0.1:5432/app?sslmode=disable'
+  oncemill migrate
+  oncemill relay --nats-url nats://127.0.0.1:4222
+
+Every flag can be set in the environment: --database-url as
+ONCEMILL_DATABASE_URL, --batch as ONCEMILL_BATCH. A flag wins.
+
+Exit codes: 0 done, 1 failed, 2 not understood.
+`)
+	return b.String()
+}

@@ -1,0 +1,79 @@
+package outbox_test
+
+import (
+	"database/sql"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+func TestRelayChecksItsFields(t *testing.T) {
+	t.Parallel()
+	db := new(sql.DB) // is not used before the fields are in order
+	sink := newRecorder(nil)
+	for name, relay := range map[string]*outbox.Relay{
+		"Relay.DB":             {Sink: sink},
+		"Relay.Sink":           {DB: db},
+		"Relay.Batch":          {DB: db, Sink: sink, Batch: -1},
+		"Relay.MaxAttempts":    {DB: db, Sink: sink, MaxAttempts: -1},
+		"Relay.PollInterval":   {DB: db, Sink: sink, PollInterval: -time.Second},
+		"Relay.PublishTimeout": {DB: db, Sink: sink, PublishTimeout: -1},
+		"Relay.MinBackoff":     {DB: db, Sink: sink, MinBackoff: time.Hour},
+		"Relay.MaxBackoff":     {DB: db, Sink: sink, MaxBackoff: -1},
+		"Relay.DrainTimeout":   {DB: db, Sink: sink, DrainTimeout: -1},
+		"Relay.ListenURL":      {DB: db, Sink: sink, ListenURL: "postgres://user:sec ret@host:port/db"},
+	} {
+		for how, err := range map[string]error{"Check": relay.Check(t.Context()), "Run": relay.Run(t.Context())} {
+			if err == nil || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "sec") {
+				t.Errorf("%s with a bad %s: error is %v", how, name, err)
+			}
+		}
+		if relay.Ready() == nil {
+			t.Errorf("bad %s: ready", name)
+		}
+	}
+}
+
+func TestRelayRefusesToStartOnWrongDatabases(t *testing.T) {
+	t.Parallel()
+	empty := testenv.Open(t, testenv.EmptyPostgresURL(t))
+	tooNew := testenv.DB(t)
+	exec(t, tooNew, `INSERT INTO oncemill.schema_version (version) VALUES (99)`)
+	readOnly, readOnlyURL := database(t)
+	exec(t, readOnly, `ALTER DATABASE `+value[string](t, readOnly, `SELECT current_database()`)+` SET default_transaction_read_only = on`)
+	unreachable := testenv.Open(t, "postgres://user:secret@127.0.0.1:1/db?sslmode=disable")
+
+	for name, test := range map[string]struct {
+		db    *sql.DB
+		is    error
+		names string
+	}{
+		"no schema":   {empty, outbox.ErrSchema, "oncemill migrate"},
+		"too new":     {tooNew, outbox.ErrSchema, "has version 99"},
+		"read-only":   {testenv.Open(t, readOnlyURL), outbox.ErrReadOnly, "default_transaction_read_only"},
+		"unreachable": {unreachable, outbox.ErrUnreachable, "127.0.0.1:1"},
+	} {
+		err := (&outbox.Relay{DB: test.db, Sink: newRecorder(nil)}).Run(t.Context())
+		if !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.names) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: error is %v, want one that names %s", name, err, test.names)
+		}
+	}
+}
+
+func TestRelayRefusesToStartWithoutRights(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	role := powerlessRole(t, db)
+	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT ON ALL TABLES IN SCHEMA oncemill TO `+role)
+	db.SetMaxOpenConns(1)
+	exec(t, db, `SET ROLE `+role)
+	err := (&outbox.Relay{DB: db, Sink: newRecorder(nil)}).Run(t.Context())
+	exec(t, db, `RESET ROLE`)
+	if err == nil || !strings.Contains(err.Error(), "GRANT SELECT, UPDATE, DELETE") || !strings.Contains(err.Error(), role) {
+		t.Errorf("error is %v", err)
+	}
+}
