@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/oncemill/oncemill/internal/pgurl"
 )
 
 const (
@@ -24,7 +26,7 @@ func (r *Relay) listen(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	listener := pq.NewDialListener(dialUntil(ctx), r.ListenURL, minReconnect, maxReconnect, r.listenerEvents(ctx))
+	listener := pq.NewDialListener(dialUntil(ctx), pgurl.Normal(r.ListenURL), minReconnect, maxReconnect, r.listenerEvents(ctx))
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
 		for range listener.Notify { // a nil stands for those that a lost connection may have swallowed

@@ -5,6 +5,7 @@ package pgurl
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"strings"
 
@@ -14,10 +15,34 @@ import (
 // ErrSyntax is wrapped by the error for a connection string that cannot be read.
 var ErrSyntax = errors.New("not a connection string (want postgres://user:password@host:5432/database?sslmode=..., with special characters in user and password percent-encoded, or key=value pairs as libpq takes them)")
 
+// Normal returns a connection string in a form that lib/pq reads. Like libpq it
+// takes several hosts, to be tried one after another, but not where other
+// clients take them, as in postgres://host1:5432,host2:5433/database. Anything
+// else is returned as it is.
+func Normal(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" || !strings.Contains(u.Host, ",") {
+		return address
+	}
+	var hosts, ports []string
+	for _, host := range strings.Split(u.Host, ",") {
+		name, port := host, "5432"
+		if h, p, err := net.SplitHostPort(host); err == nil {
+			name, port = h, p
+		}
+		hosts, ports = append(hosts, name), append(ports, port)
+	}
+	query := u.Query()
+	query.Set("host", strings.Join(hosts, ","))
+	query.Set("port", strings.Join(ports, ","))
+	u.Host, u.RawQuery = "", query.Encode()
+	return u.String()
+}
+
 // Connector returns lib/pq's connector for a connection string. Its error wraps
 // ErrSyntax.
 func Connector(address string) (*pq.Connector, error) {
-	connector, err := pq.NewConnector(address)
+	connector, err := pq.NewConnector(Normal(address))
 	if err == nil {
 		return connector, nil
 	}
