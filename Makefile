@@ -1,0 +1,71 @@
+# The root module holds the libraries and cmd, the two others what is heavy.
+MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod))
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Passed to go test, as in: make test TESTFLAGS='-v -run TestOnce'
+TESTFLAGS ?=
+
+# The race detector needs a C compiler. Without one the tests run all the same.
+RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/dev/null && echo -race)
+
+# make demo MESSAGES=100000
+MESSAGES ?=
+BROKER ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000)
+	@cd examples && go run ./quickstart $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(BROKER),-broker $(BROKER))
+
+.PHONY: test
+test: bin/withservers ## Run all tests, on a Postgres and a NATS server that it starts
+	@echo "== root module$(if $(RACE),, (without the race detector: install a C compiler))"
+	@bin/withservers go test $(RACE) -timeout 8m $(TESTFLAGS) ./...
+	@set -e; for module in $(filter-out .,$(MODULES)); do \
+		echo "== $$module"; (cd $$module && go test -timeout 8m $(TESTFLAGS) ./...); \
+	done
+
+.PHONY: test-short
+test-short: ## Run the tests that need no server
+	@for module in $(MODULES); do [ $$module = testcontainers ] || dirs="$$dirs $$module"; done; \
+	set -e; for module in $$dirs; do \
+		echo "== $$module"; \
+		(cd $$module && env -u ONCEMILL_TEST_POSTGRES_URL -u ONCEMILL_TEST_NATS_URL go test -short $(TESTFLAGS) ./...); \
+	done
+
+.PHONY: vet
+vet: ## Run go vet
+	@set -e; for module in $(MODULES); do (cd $$module && go vet ./...); done
+
+.PHONY: lint
+lint: ## Run staticcheck
+	@set -e; for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) ./...); done
+
+.PHONY: fmt-check
+fmt-check: ## Fail if a file is not formatted by gofmt
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "run gofmt -w on:"; echo "$$files"; exit 1; }
+
+.PHONY: tidy-check
+tidy-check: ## Fail if a go.mod or go.sum is not tidy
+	@set -e; for module in $(MODULES); do (cd $$module && go mod tidy -diff); done
+	@! grep -n '^replace' go.mod || { echo "go.mod: with a replace go install does not work"; exit 1; }
+
+.PHONY: build
+build: ## Build everything, and the command into bin
+	@set -e; for module in $(MODULES); do (cd $$module && go build ./...); done
+	@go build -o bin/ ./cmd/...
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf bin
+
+# Go knows better than make whether it is up to date.
+.PHONY: bin/withservers
+bin/withservers:
+	@cd testcontainers && go build -o ../bin/withservers ./cmd/withservers

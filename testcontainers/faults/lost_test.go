@@ -1,0 +1,71 @@
+package faults_test
+
+import "testing"
+
+// README: COMMIT is sent and its answer lost; the redelivery finds the claim, or
+// runs.
+func TestCommitReplyLost(t *testing.T) {
+	t.Parallel()
+	const losses = 5
+	for name, test := range map[string]struct {
+		lost       loss
+		duplicates int // at least
+	}{
+		"answer lost":  {theAnswer, losses},
+		"request lost": {theRequest, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			s.order(100)
+			p, address := through(t, s.postgres, every(7, losses, "COMMIT\x00", test.lost))
+			r := s.worker("worker")
+			r.Postgres, r.MaxErrors = address, 1 // it is not the handler's fault
+			worker := start(t, r)
+			s.consumed(billing, s.orders)
+			if n := p.losses.Load(); n != losses {
+				t.Errorf("%d losses, want %d", n, losses)
+			}
+			if n := worker.times("failed commit"); n != losses {
+				t.Errorf("%d commits failed, want %d", n, losses)
+			}
+			if n := worker.times("duplicate"); n < test.duplicates {
+				t.Errorf("%d duplicates, want at least %d: what was committed comes again", n, test.duplicates)
+			}
+			s.billed(worker)
+			s.owed()
+		})
+	}
+}
+
+// README: the ack is lost; the redelivery is acknowledged and does not run.
+func TestLostAck(t *testing.T) {
+	t.Parallel()
+	const losses = 3
+	for name, test := range map[string]struct {
+		lost       loss
+		duplicates int // at least
+	}{
+		"before it reaches the broker": {theRequest, losses},
+		"the broker's word for it":     {theAnswer, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			s.order(100)
+			p, address := through(t, s.nats, every(7, losses, "+ACK\r\n", test.lost))
+			r := s.worker("worker")
+			r.NATS = address
+			worker := start(t, r)
+			s.consumed(billing, s.orders)
+			if n := p.losses.Load(); n != losses {
+				t.Errorf("%d losses, want %d", n, losses)
+			}
+			if n := worker.times("duplicate"); n < test.duplicates {
+				t.Errorf("%d duplicates, want at least %d: what was not acknowledged comes again", n, test.duplicates)
+			}
+			s.billed(worker)
+			s.owed()
+		})
+	}
+}

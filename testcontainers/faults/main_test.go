@@ -1,0 +1,48 @@
+package faults_test
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(roleVariable); text != "" {
+		if err := play(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// limit is how long a test waits for what should happen at once, so that one
+// that hangs says where.
+const limit = 40 * time.Second
+
+// eventually waits until something is so that gives no signal. state describes
+// how it is instead.
+func eventually(t *testing.T, what string, condition func() bool, state ...func() string) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for !condition() {
+		if time.Now().After(deadline) {
+			for _, s := range state {
+				t.Log(s())
+			}
+			t.Fatalf("still not so: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,81 @@
+package faults_test
+
+import (
+	"testing"
+	"time"
+
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncemill/oncemill/testcontainers"
+)
+
+// README: the broker is away; rows stay in the outbox. It is killed with
+// messages under way in both directions, and what it had acknowledged is there
+// when it is back, since its process was killed and not the machine.
+func TestNATSRestarts(t *testing.T) {
+	t.Parallel()
+	server, err := testcontainers.StartNATS(t.Context(), testcontainers.NATSOptions{})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Errorf("close NATS: %v", err)
+		}
+	})
+	s := siteOn(t, testcontainers.Postgres(t), server.URL())
+	worker := start(t, s.worker("worker"))
+	relay := start(t, s.relay("relay"))
+	mailer := start(t, s.mailer("mailer"))
+	stop := s.load(5 * time.Millisecond)
+	for range 2 {
+		mailer.await("committed", mailer.times("committed")+50)
+		must(t, server.Kill())
+		eventually(t, "the relay notices", func() bool { return relay.logged("cannot go on") > relay.logged("goes on") })
+		must(t, server.Start(t.Context()))
+	}
+	mailer.await("committed", mailer.times("committed")+50)
+	stop()
+	s.consumed(billing, s.orders)
+	s.outboxEmpty()
+	s.consumed(mailing, s.receipts)
+	for _, p := range []*process{relay, worker, mailer} {
+		p.stop()
+	}
+	s.balance(billing)
+	s.balance(mailing)
+}
+
+// Once works with any subscriber that delivers again what was not acknowledged:
+// here with those of watermill-nats, under nacks and lost acks.
+func TestStockWatermillNATSSubscriberWithOnce(t *testing.T) {
+	t.Parallel()
+	for subscriber, consumer := range map[string]string{
+		"stock jetstream": "watermill__" + billing + "__", // and the topic
+		"stock nats":      billing,
+	} {
+		t.Run(subscriber, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			if subscriber == "stock jetstream" {
+				consumer += s.orders
+				_, err := s.js.CreateConsumer(t.Context(), s.orders, natsjs.ConsumerConfig{
+					Durable: consumer, AckPolicy: natsjs.AckExplicitPolicy, AckWait: ackWait,
+				})
+				must(t, err)
+			}
+			s.order(60)
+			p, address := through(t, s.nats, every(10, 1, "+ACK", theRequest))
+			r := s.worker("worker")
+			r.NATS, r.Subscriber, r.FailEvery, r.MaxInFlight = address, subscriber, 5, 4
+			worker := start(t, r)
+			s.consumedBy(consumer, s.orders)
+			if p.losses.Load() != 1 || worker.times("duplicate") == 0 {
+				t.Errorf("%d acks were lost, and %d messages came again for it", p.losses.Load(), worker.times("duplicate"))
+			}
+			if n := worker.times("failed handler"); n < s.sent/5 {
+				t.Errorf("%d runs failed, want at least %d", n, s.sent/5)
+			}
+			s.balance(billing)
+			s.owed()
+		})
+	}
+}

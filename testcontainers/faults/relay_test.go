@@ -1,0 +1,173 @@
+package faults_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	natsjs "github.com/nats-io/nats.go/jetstream"
+)
+
+// owing bills n orders and leaves the receipts in the outbox.
+func (s *site) owing(n int) {
+	s.t.Helper()
+	s.order(n)
+	s.billed(start(s.t, s.worker("worker")))
+	s.owed()
+}
+
+// outbox returns how many rows are in the outbox.
+func (s *site) outbox() int {
+	s.t.Helper()
+	return s.count(`SELECT count(*) FROM oncemill.outbox`)
+}
+
+func (s *site) outboxEmpty() {
+	s.t.Helper()
+	eventually(s.t, "the outbox is empty", func() bool { return s.outbox() == 0 })
+}
+
+// README: the relay dies between publish and delete; the message is published
+// again under the same dedup id, and a consumer that claims drops it in any case.
+func TestRelayKilledBetweenPublishAndCommit(t *testing.T) {
+	t.Parallel()
+	const orders = 30
+	for name, forgets := range map[string]bool{"the broker remembers": false, "the broker has forgotten": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			probes := "probes-" + s.receipts
+			window := 2 * time.Minute
+			if forgets {
+				window = 100 * time.Millisecond
+			}
+			s.stream(natsjs.StreamConfig{Name: s.receipts, Subjects: []string{s.receipts, probes}, Duplicates: window})
+			s.owing(orders)
+			r := s.relay("victim")
+			r.Fault = dieAfterPublishing
+			start(t, r).awaitDeath()
+			if stored, rows := s.stored(s.receipts), s.outbox(); stored != orders || rows != orders {
+				t.Fatalf("it died at another moment: %d published, %d in the outbox", stored, rows)
+			}
+			wanted := orders
+			if forgets {
+				wanted += orders + s.forgotten(probes)
+			}
+			relay := start(t, s.relay("heir"))
+			s.outboxEmpty()
+			relay.stop()
+			if stored := s.stored(s.receipts); stored != wanted {
+				t.Errorf("the stream holds %d messages, want %d", stored, wanted)
+			}
+
+			mailer := start(t, s.mailer("mailer"))
+			s.consumed(mailing, s.receipts)
+			if n := mailer.times("duplicate"); forgets && n != orders {
+				t.Errorf("%d duplicates, want %d", n, orders)
+			}
+			mailer.stop()
+			s.balance(mailing)
+		})
+	}
+}
+
+// forgotten waits until the stream of a subject has forgotten the ids of all that
+// was published before. It returns how many messages it has added.
+func (s *site) forgotten(subject string) (added int) {
+	s.t.Helper()
+	eventually(s.t, "the stream forgets ids", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		ack, err := s.js.Publish(ctx, subject, nil, natsjs.WithMsgID("probe"))
+		must(s.t, err)
+		if !ack.Duplicate {
+			added++
+		}
+		return added == 2
+	})
+	return added
+}
+
+// A relay freezes with a part of its batch published. Others go on with the rows
+// that it does not hold, and with those as well once Postgres has ended its
+// transaction.
+func TestRelayFrozen(t *testing.T) {
+	t.Parallel()
+	const orders, batch = 50, 10
+	s := newSite(t)
+	s.owing(orders)
+	r := s.relay("frozen")
+	r.Fault, r.Batch, r.PublishTimeout = freezeWithinAPublish, batch, time.Second
+	frozen := start(t, r)
+	frozen.await("freezing", 1)
+
+	r = s.relay("awake")
+	r.Batch = batch
+	awake := start(t, r)
+	awake.await("published", (orders-batch)/batch)
+	if stored, rows := s.stored(s.receipts), s.outbox(); stored != orders-batch/2 || rows > 2*batch {
+		t.Errorf("%d published and %d in the outbox while the frozen relay holds %d", stored, rows, batch)
+	}
+	s.outboxEmpty()
+	wantStored := func(n int) {
+		t.Helper()
+		if stored := s.stored(s.receipts); stored != n {
+			t.Errorf("the stream holds %d messages, want %d", stored, n)
+		}
+	}
+	wantStored(orders)
+
+	frozen.signal(syscall.SIGCONT)
+	eventually(t, "it finds its transaction gone", func() bool { return frozen.logged("cannot go on") > 0 })
+	wantStored(orders)
+	awake.stop()
+	s.exec(`INSERT INTO oncemill.outbox (topic) VALUES ($1)`, s.receipts)
+	frozen.await("published", 1) // it is as good as new
+	s.outboxEmpty()
+	wantStored(orders + 1)
+	frozen.stop()
+}
+
+// README: the broker refuses a message; the row is parked with the error, the
+// others go on.
+func TestPayloadAboveTheBrokersLimitDoesNotStopTheRelay(t *testing.T) {
+	t.Parallel()
+	const rows = 20
+	s := newSite(t)
+	s.stream(natsjs.StreamConfig{Name: s.receipts, Subjects: []string{s.receipts}, MaxMsgSize: 100 << 10})
+	for i := range rows {
+		size := 10
+		switch i {
+		case 5:
+			size = 2 << 20 // above the server's max_payload
+		case 10:
+			size = 200 << 10 // above the stream's limit
+		}
+		s.exec(`INSERT INTO oncemill.outbox (topic, uuid, payload) VALUES ($1, $2, $3)`,
+			s.receipts, fmt.Sprint(i), make([]byte, size))
+	}
+	relay := start(t, s.relay("relay"))
+	eventually(t, "all others are published", func() bool { return s.outbox() == 2 })
+	for uuid, reason := range map[string]string{"5": "max_payload", "10": "max_msg_size"} {
+		var parked bool
+		var attempts int
+		var text string
+		must(t, s.db.QueryRow(`SELECT parked_at IS NOT NULL, attempts, last_error FROM oncemill.outbox WHERE uuid = $1`, uuid).
+			Scan(&parked, &attempts, &text))
+		if !parked || attempts != 1 || !strings.Contains(text, reason) {
+			t.Errorf("row %s: parked %v after %d attempts, %q; want it parked for %s", uuid, parked, attempts, text, reason)
+		}
+	}
+	if n := relay.logged("parked a message"); n != 2 {
+		t.Errorf("%d words of it in the log, want 2", n)
+	}
+	s.exec(`INSERT INTO oncemill.outbox (topic) VALUES ($1)`, s.receipts)
+	eventually(t, "later ones are published", func() bool { return s.outbox() == 2 })
+	if stored := s.stored(s.receipts); stored != rows-1 {
+		t.Errorf("the stream holds %d messages, want %d", stored, rows-1)
+	}
+	relay.stop()
+}

@@ -1,0 +1,127 @@
+package faults_test
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// README: the process dies before the commit; nothing has happened, the
+// redelivery runs.
+func TestWorkerKilledBeforeCommit(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.order(40)
+	for victim := range 3 { // each in the middle of its work, with others in flight
+		r := s.worker(fmt.Sprint("victim ", victim))
+		r.Fault, r.After = dieInHandler, 5
+		p := start(t, r)
+		p.awaitDeath()
+		handled, committed := p.times("handling"), p.times("committed")
+		if p.times("dying") != 1 || handled <= committed {
+			t.Fatalf("it died at another moment: %d handled, %d committed", handled, committed)
+		}
+	}
+	before := s.effects(billing)
+	if before >= s.sent {
+		t.Fatal("nothing is left to be delivered again")
+	}
+	s.billed(start(t, s.worker("heir")))
+	s.owed()
+}
+
+// README: the process dies after the commit, before the ack; the redelivery is
+// acknowledged and does not run.
+func TestWorkerKilledAfterCommitBeforeAck(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.order(40)
+	var dead []string // keys of what was committed and never acknowledged
+	var workers []*process
+	for victim := range 3 {
+		r := s.worker(fmt.Sprint("victim ", victim))
+		r.Fault, r.After = dieBeforeAck, 5
+		p := start(t, r)
+		p.awaitDeath()
+		dead = append(dead, keyOf(p.await("dying", 1)))
+		workers = append(workers, p)
+	}
+	heir := start(t, s.worker("heir"))
+	s.consumed(billing, s.orders)
+	for _, key := range dead {
+		duplicates := heir.times("duplicate " + key)
+		for _, p := range workers {
+			duplicates += p.times("duplicate " + key)
+		}
+		if duplicates == 0 {
+			t.Errorf("message %s, committed and not acknowledged, has not come again", key)
+		}
+	}
+	s.billed(heir)
+	s.owed()
+}
+
+// keyOf returns the key in a line that a worker has said.
+func keyOf(line string) string {
+	return strings.Fields(line)[1]
+}
+
+// README: a process freezes in a handler; Postgres ends its transaction, the
+// redelivery runs.
+func TestWorkerFrozenInsideAHandler(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.order(20)
+	r := s.worker("frozen")
+	r.Fault, r.After, r.IdleTimeout = freezeInHandler, 3, time.Second
+	frozen := start(t, r)
+	key := keyOf(frozen.await("freezing", 1))
+
+	awake := start(t, s.worker("awake"))
+	s.consumed(billing, s.orders)
+	if n := s.count(`SELECT count(*) FROM effects WHERE key = $1 AND worker = 'awake'`, key); n != 1 {
+		t.Errorf("%d effects of what the frozen worker was handling, want 1", n)
+	}
+	awake.stop()
+
+	// It goes on as if nothing had happened, and finds that it may not.
+	frozen.signal(syscall.SIGCONT)
+	eventually(t, "the frozen worker's own attempt has failed", func() bool {
+		return frozen.times("failed handler "+key)+frozen.times("failed commit "+key) > 0
+	})
+	s.balance(billing)
+	s.order(5) // it is as good as new
+	s.billed(frozen)
+	s.owed()
+}
+
+// Workers are stopped and killed in turn, as deployments and crashes do, while
+// the others go on.
+func TestWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.order(2000)
+	var workers []*process
+	hire := func() {
+		r := s.worker(fmt.Sprint("worker ", len(workers)))
+		r.MaxInFlight = 32
+		workers = append(workers, start(t, r))
+	}
+	hire()
+	hire()
+	for turn := range 8 {
+		eventually(t, "the work goes on", func() bool { return s.effects(billing) >= 200*(turn+1) })
+		leaves := workers[turn]
+		leaves.await("committed", 1) // it is at work
+		if turn%2 == 0 {
+			leaves.kill()
+		} else {
+			leaves.stop()
+		}
+		hire()
+	}
+	s.billed(workers[len(workers)-2:]...)
+	s.owed()
+}

@@ -1,0 +1,46 @@
+package testcontainers
+
+import (
+	"context"
+	"testing"
+
+	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/testcontainers/natsserver"
+	"github.com/oncemill/oncemill/testcontainers/postgres"
+)
+
+// The servers of one's own, for tests that kill, restart or freeze them. They
+// are child processes on every machine, never containers.
+type (
+	PostgresServer  = postgres.Server
+	PostgresOptions = postgres.Options
+	NATSServer      = natsserver.Server
+	NATSOptions     = natsserver.Options
+)
+
+// StartPostgres starts a Postgres server of one's own and returns when it
+// accepts connections. Close it at the end of the test.
+func StartPostgres(ctx context.Context, options PostgresOptions) (*PostgresServer, error) {
+	return postgres.Start(ctx, options)
+}
+
+// StartNATS starts a NATS server with JetStream of one's own, as a child
+// process, and returns when it accepts connections. Close it at the end of the
+// test. It needs the go command.
+func StartNATS(ctx context.Context, options NATSOptions) (*NATSServer, error) {
+	return natsserver.Start(ctx, options)
+}
+
+// DatabaseOn returns a fresh database on a server of one's own, with Oncemill's
+// schema in it. Its pool is closed at the end of the test; the database goes
+// with the server.
+func DatabaseOn(t testing.TB, server *PostgresServer) *Database {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), databaseLimit)
+	defer cancel()
+	address, _, err := testenv.CreateDatabase(ctx, server.URL(""), true)
+	if err != nil {
+		t.Fatalf("make a database for the test: %v", err)
+	}
+	return &Database{URL: address, DB: testenv.Open(t, address)}
+}
