@@ -20,14 +20,15 @@ var (
 
 const (
 	// ackTimeout is how long one attempt to acknowledge waits for the server's
-	// word; there are ackAttempts with ackPause in between.
+	// word. It is repeated after ackPause until ackPatience is over, which begins
+	// when the connection is there.
 	ackTimeout  = 2 * time.Second
-	ackAttempts = 5
 	ackPause    = 250 * time.Millisecond
+	ackPatience = 15 * time.Second
 )
 
 // A lease is a message that the process holds: from its arrival until the server
-// knows what became of it. For so long it occupies a slot.
+// knows what became of it. It occupies a slot.
 type lease struct {
 	raw    *nats.Msg
 	msg    *message.Message
@@ -46,6 +47,7 @@ type lease struct {
 
 	acked bool  // with err, what became of it
 	err   error // of the acknowledgement
+	loose bool  // has given up its slot
 }
 
 // keep keeps the message from being delivered again until it is acknowledged,
@@ -97,23 +99,38 @@ func (s *subscription) delayAfter(l *lease) time.Duration {
 
 // ack acknowledges and waits until the server knows. An error does not mean that
 // it does not: then the message is delivered again, as a duplicate.
-func (s *subscription) ack(hard context.Context, l *lease) (err error) {
-	for attempt := range ackAttempts {
-		if attempt > 0 && !sleep(hard, ackPause) || l.orphan.Load() {
-			return err
-		}
+func (s *subscription) ack(hard context.Context, l *lease) error {
+	giveUp := time.Now().Add(ackPatience)
+	for {
 		try, cancel := context.WithTimeout(hard, ackTimeout)
-		_, err = s.conn.RequestWithContext(try, l.raw.Reply, ackBody)
+		_, err := s.conn.RequestWithContext(try, l.raw.Reply, ackBody)
 		cancel()
-		if err == nil || errors.Is(err, nats.ErrConnectionClosed) {
+		if err == nil || errors.Is(err, nats.ErrConnectionClosed) || l.orphan.Load() {
 			return err
 		}
-		select {
-		case s.doubts <- struct{}{}:
-		default:
+		s.doubt(hard, l)
+		if !s.conn.IsConnected() {
+			giveUp = time.Now().Add(ackPatience)
+		}
+		if time.Now().After(giveUp) || !sleep(hard, ackPause) {
+			return err
 		}
 	}
-	return err
+}
+
+// doubt frees the slot of a message whose acknowledgement is not answered. A
+// server that was killed may have forgotten that it has delivered the message;
+// then it does not answer until it has delivered it again, for which it needs
+// the slot.
+func (s *subscription) doubt(hard context.Context, l *lease) {
+	if l.loose {
+		return
+	}
+	l.loose = true
+	select {
+	case s.doubts <- struct{}{}:
+	case <-hard.Done():
+	}
 }
 
 // nak has the message delivered again after the delay. If this does not reach

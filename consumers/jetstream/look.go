@@ -10,6 +10,9 @@ const (
 	// there that would end with it.
 	trust = time.Second
 
+	// lookTimeout is short since a cluster without a leader drops requests.
+	lookTimeout = 3 * time.Second
+
 	// A source that fails is looked at again after leastRetry, doubled up to
 	// mostRetry.
 	leastRetry = 100 * time.Millisecond
@@ -57,6 +60,8 @@ func (s *subscription) startLook(hard context.Context, pause time.Duration) {
 		defer cancel()
 		var l looked
 		sleep(ctx, pause)
+		ctx, stop := context.WithTimeout(ctx, lookTimeout)
+		defer stop()
 		l.src, l.err = s.open(ctx, known, from)
 		select {
 		case s.looked <- l:

@@ -230,6 +230,8 @@ func answer(raw, ack *nats.Msg) error {
 // explain finds out why nobody received a row: there may be no stream, or a
 // stream without a leader, which is not the row's fault.
 func (s *Sink) explain(ctx context.Context, b *batch) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	why := make(map[string]error)
 	for i, err := range b.errs {
 		if err != nats.ErrNoResponders {

@@ -38,7 +38,7 @@ type subscription struct {
 	workers  sync.WaitGroup
 	released chan *lease
 	looked   chan looked
-	doubts   chan struct{} // an acknowledgement was not answered
+	doubts   chan struct{} // a lease gives up its slot
 	holds    chan func(context.Context) error
 	resumed  chan struct{}
 
@@ -47,6 +47,7 @@ type subscription struct {
 	look     look
 	pulls    map[*nats.Subscription]*pull
 	leases   map[*lease]struct{}
+	loose    int      // leases without a slot
 	queue    []*lease // those that nobody has received yet, in order
 	holding  bool
 	unacked  int // acknowledgements in a row that have failed
@@ -66,7 +67,7 @@ func newSubscription(set settings, topic string) *subscription {
 		drained:  make(chan *pull, maxPulls),
 		released: make(chan *lease),
 		looked:   make(chan looked),
-		doubts:   make(chan struct{}, 1),
+		doubts:   make(chan struct{}),
 		holds:    make(chan func(context.Context) error, 1),
 		resumed:  make(chan struct{}),
 		pulls:    make(map[*nats.Subscription]*pull),
@@ -121,6 +122,7 @@ func (s *subscription) step(hard, messages context.Context, status <-chan nats.S
 	case found := <-s.looked:
 		s.found(hard, found)
 	case <-s.doubts:
+		s.loose++
 		if !s.look.going {
 			s.lookAgain(hard)
 		}
@@ -158,7 +160,7 @@ func (s *subscription) connection(hard context.Context, now nats.Status) (goOn b
 // message.
 func (s *subscription) fill(hard context.Context) {
 	for !s.look.going && !s.holding && len(s.pulls) < maxPulls {
-		free := s.maxInFlight - len(s.leases)
+		free := s.maxInFlight - len(s.leases) + s.loose
 		for _, p := range s.pulls {
 			free -= p.left
 		}
@@ -253,6 +255,9 @@ func (s *subscription) accept(hard, messages context.Context, p *pull, raw *nats
 // release takes back the slot of a message that is dealt with.
 func (s *subscription) release(l *lease) {
 	delete(s.leases, l)
+	if l.loose {
+		s.loose--
+	}
 	switch {
 	case !l.acked:
 	case l.err == nil:
@@ -292,6 +297,8 @@ func (s *subscription) finish(hard, messages context.Context, tick <-chan time.T
 			_ = s.checkPulls(hard, messages)
 		case l := <-s.released:
 			s.release(l)
+		case <-s.doubts:
+			s.loose++
 		case <-s.looked:
 		case <-s.holds:
 		case <-s.resumed:

@@ -22,6 +22,8 @@ func TestNATSRestarts(t *testing.T) {
 		}
 	})
 	s := siteOn(t, testcontainers.Postgres(t), server.URL())
+	others := "others-" + s.orders
+	s.stream(natsjs.StreamConfig{Name: others, Subjects: []string{others}})
 	worker := start(t, s.worker("worker"))
 	relay := start(t, s.relay("relay"))
 	mailer := start(t, s.mailer("mailer"))
@@ -29,6 +31,7 @@ func TestNATSRestarts(t *testing.T) {
 	for range 2 {
 		mailer.await("committed", mailer.times("committed")+50)
 		must(t, server.Kill())
+		s.exec(`INSERT INTO oncemill.outbox (topic) VALUES ($1)`, others)
 		eventually(t, "the relay notices", func() bool { return relay.logged("cannot go on") > relay.logged("goes on") })
 		must(t, server.Start(t.Context()))
 	}
@@ -42,6 +45,9 @@ func TestNATSRestarts(t *testing.T) {
 	}
 	s.balance(billing)
 	s.balance(mailing)
+	if stored := s.stored(others); stored != 2 {
+		t.Errorf("%d messages from during the outages, want 2", stored)
+	}
 }
 
 // Once works with any subscriber that delivers again what was not acknowledged:
@@ -68,6 +74,7 @@ func TestStockWatermillNATSSubscriberWithOnce(t *testing.T) {
 			r.NATS, r.Subscriber, r.FailEvery, r.MaxInFlight = address, subscriber, 5, 4
 			worker := start(t, r)
 			s.consumedBy(consumer, s.orders)
+			worker.kill() // its subscriber takes its time to close
 			if p.losses.Load() != 1 || worker.times("duplicate") == 0 {
 				t.Errorf("%d acks were lost, and %d messages came again for it", p.losses.Load(), worker.times("duplicate"))
 			}

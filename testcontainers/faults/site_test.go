@@ -207,11 +207,32 @@ func (s *site) consumed(handler, stream string) {
 func (s *site) consumedBy(consumer, stream string) {
 	s.t.Helper()
 	var info *natsjs.ConsumerInfo
+	var last uint64
 	var err error
 	eventually(s.t, consumer+" has nothing left", func() bool {
+		// A consumer hears of a message a moment after its publisher.
+		if last, err = s.last(stream); err != nil {
+			return false
+		}
 		info, err = s.consumer(consumer, stream)
-		return err == nil && info.NumPending == 0 && info.NumAckPending == 0
+		return err == nil && info.Delivered.Stream >= last && info.NumPending == 0 && info.NumAckPending == 0
 	}, func() string { return fmt.Sprintf("consumer: %+v, %v", info, err) })
+}
+
+// last returns the sequence of the last message in a stream whose subject is the
+// stream's name.
+func (s *site) last(stream string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	found, err := s.js.Stream(ctx, stream)
+	if err != nil {
+		return 0, err
+	}
+	msg, err := found.GetLastMsgForSubject(ctx, stream)
+	if err != nil {
+		return 0, err
+	}
+	return msg.Sequence, nil
 }
 
 func (s *site) consumer(name, stream string) (*natsjs.ConsumerInfo, error) {

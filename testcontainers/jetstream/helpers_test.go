@@ -1,7 +1,11 @@
 package jetstream_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,5 +45,34 @@ func receive(t testing.TB, messages <-chan *message.Message) *message.Message {
 	case <-time.After(patience):
 		t.Fatal("no message arrives")
 		return nil
+	}
+}
+
+// A logbook collects what is logged.
+type logbook struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logbook) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+func (l *logbook) has(words string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), words)
+}
+
+func (l *logbook) await(t testing.TB, words string) {
+	t.Helper()
+	for end := time.Now().Add(patience); !l.has(words); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%q is not logged, but: %s", words, l.text.String())
+		}
 	}
 }

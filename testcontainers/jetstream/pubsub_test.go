@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -139,11 +140,51 @@ func TestWatermillSuite(t *testing.T) {
 	group := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
 		subscriber := newSubscriber(t, server, group)
 		s.configure(subscriber)
-		return &jetstream.Publisher{Conn: subscriber.Conn}, subscriber
+		// Short, so that what is published while the server is away is published
+		// again before the suite has received the rest.
+		publisher := &jetstream.Publisher{Conn: subscriber.Conn, Timeout: 500 * time.Millisecond}
+		return publisher, &lateSubscriber{Subscriber: subscriber}
 	}
 	tests.TestPubSub(t, s.features, func(t *testing.T) (message.Publisher, message.Subscriber) {
 		return group(t, "suite")
 	}, group)
+}
+
+// A lateSubscriber delivers a message no sooner than lateness after the stream
+// has stored it. TestReconnect notes what it has published when Publish returns,
+// and compares as soon as it has received enough; a message that is received
+// before that would be one too many.
+type lateSubscriber struct {
+	*jetstream.Subscriber
+	relays sync.WaitGroup
+}
+
+const lateness = 100 * time.Millisecond
+
+func (s *lateSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	messages, err := s.Subscriber.Subscribe(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	late := make(chan *message.Message)
+	s.relays.Go(func() {
+		defer close(late)
+		for msg := range messages {
+			d, _ := jetstream.FromContext(msg.Context())
+			time.Sleep(time.Until(d.Time.Add(lateness)))
+			select {
+			case late <- msg:
+			case <-msg.Context().Done():
+				msg.Nack()
+			}
+		}
+	})
+	return late, nil
+}
+
+func (s *lateSubscriber) Close() error {
+	defer s.relays.Wait()
+	return s.Subscriber.Close()
 }
 
 // A subscriber without a group gets what was published before it came, which

@@ -1,0 +1,57 @@
+// A consumer of orders that writes a payment and sends an invoice, once for each
+// order, however often JetStream delivers it.
+package main
+
+import (
+	"context"
+	"database/sql"
+	"log"
+	"log/slog"
+	"os"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/consumers"
+	"github.com/oncemill/oncemill/consumers/jetstream"
+	"github.com/oncemill/oncemill/middleware"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+func main() {
+	ctx := context.Background()
+	db := must(sql.Open("postgres", os.Getenv("DATABASE_URL")))
+	db.SetMaxOpenConns(32)
+	db.SetMaxIdleConns(32)
+	nc := must(nats.Connect(os.Getenv("NATS_URL"), nats.MaxReconnects(-1)))
+	inbox := &oncemill.Inbox{DB: db}
+	router := must(message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.Default())))
+	check(consumers.Stack{Once: middleware.Once{Inbox: inbox}}.Apply(ctx, router))
+
+	orders := &jetstream.Subscriber{Conn: nc, Group: "billing"}
+	router.AddHandler("billing", "orders", orders, "invoices", &outbox.Publisher{}, bill)
+
+	relay := &outbox.Relay{DB: db, Sink: &jetstream.Sink{Conn: nc}, ListenURL: os.Getenv("DATABASE_URL")}
+	go func() { check(relay.Run(ctx)) }() // or run `oncemill relay` beside this program
+	go func() { check(inbox.Run(ctx)) }() // forgets old claims
+	check(router.Run(ctx))
+}
+
+func bill(msg *message.Message) ([]*message.Message, error) {
+	tx, _ := oncemill.TxFromContext(msg.Context())
+	_, err := tx.ExecContext(msg.Context(), `INSERT INTO payments (order_id) VALUES ($1)`, string(msg.Payload))
+	return []*message.Message{message.NewMessage(watermill.NewUUID(), msg.Payload)}, err
+}
+
+func must[T any](value T, err error) T {
+	check(err)
+	return value
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
