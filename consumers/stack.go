@@ -15,7 +15,7 @@ import (
 	"github.com/oncemill/oncemill/middleware"
 )
 
-// Never, as a limit, means that there is none.
+// Never is the limit that is none.
 const Never = -1
 
 // A Stack puts the middlewares that handle messages exactly once onto a router,

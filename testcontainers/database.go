@@ -40,7 +40,7 @@ func Postgres(t testing.TB) *Database {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), databaseLimit)
 	defer cancel()
-	address, drop, err := testenv.CreateDatabase(ctx, server, true)
+	address, drop, err := testenv.CreateDatabase(ctx, server.address, true)
 	if err != nil {
 		t.Fatalf("make a database for the test: %v", err)
 	}
@@ -54,18 +54,20 @@ func Postgres(t testing.TB) *Database {
 	return &Database{URL: address, DB: testenv.Open(t, address)}
 }
 
-// sharedServer returns the URL of the server for all tests of this process.
-var sharedServer = sync.OnceValues(func() (string, error) {
+// A shared server is never stopped: it ends with the process. stop is kept so
+// that the server is not garbage meanwhile.
+type shared struct {
+	address string
+	stop    func() error
+}
+
+// sharedServer returns the server for all tests of this process.
+var sharedServer = sync.OnceValues(func() (shared, error) {
 	if address := os.Getenv(testenv.PostgresVariable); address != "" {
-		return address, nil
+		return shared{address: address}, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), serverLimit)
 	defer cancel()
 	address, stop, err := servers.Postgres(ctx)
-	stopShared = stop
-	return address, err
+	return shared{address, stop}, err
 })
-
-// stopShared is never called: the server ends with the process. It is here so
-// that the server is not garbage, and its end not ours to wait for.
-var stopShared func() error
