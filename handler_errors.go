@@ -12,6 +12,9 @@ import (
 // handler's is rolled back. Run it when IsHandlerError(cause), and give the
 // message up when the number gets too large.
 //
+// A message that is settled by now has no errors any more: the number is 0. That
+// may happen to a process that was frozen while another one took over.
+//
 // ctx bounds the call, but its cancellation does not: an error that happened
 // counts, also during shutdown.
 func (c *Consumer) CountError(ctx context.Context, key string, cause error) (errors int, err error) {
@@ -23,12 +26,17 @@ func (c *Consumer) CountError(ctx context.Context, key string, cause error) (err
 	defer cancel()
 	err = c.in.readCommitted(ctx, func(tx *sql.Tx) error {
 		return tx.QueryRowContext(ctx, c.in.sql.in(`
-INSERT INTO {schema}.handler_errors AS h (consumer, key, last_error) VALUES ($1, $2, $3)
+INSERT INTO {schema}.handler_errors AS h (consumer, key, last_error)
+SELECT $1, $2, $3
+WHERE NOT EXISTS (SELECT FROM {schema}.claims WHERE consumer = $1 AND key = $2)
 ON CONFLICT (consumer, key) DO UPDATE
 SET errors = h.errors + 1, last_error = EXCLUDED.last_error, last_at = now()
 RETURNING errors`), c.name, d.stored, storedText(cause.Error())).Scan(&errors)
 	})
-	if err != nil {
+	switch {
+	case err == sql.ErrNoRows:
+		return 0, nil
+	case err != nil:
 		return 0, d.failed(OpHandler, err)
 	}
 	return errors, nil

@@ -488,6 +488,10 @@ func TestHandlerErrorsAreCountedOutsideOfTheTransaction(t *testing.T) {
 	must(t, c.Once(within(t), "k\x00", func(ctx context.Context, tx oncemill.Tx) error {
 		return c.ForgetErrors(ctx, tx, "k\x00")
 	}))
+	n, err := c.CountError(within(t), "k\x00", errors.New("too late"))
+	if n != 0 || err != nil {
+		t.Errorf("a message that is settled counts %d, %v", n, err)
+	}
 	if n := f.count(`SELECT count(*) FROM oncemill.handler_errors`); n != 0 {
 		t.Errorf("%d left", n)
 	}

@@ -151,7 +151,7 @@ func (s Stack) failed(msg *message.Message, cause error) error {
 		return cause
 	}
 	if g.errors, err = consumer.CountError(msg.Context(), key, cause); err != nil {
-		return errors.Join(cause, err)
+		return s.hold(info, errors.Join(cause, err))
 	}
 	if s.MaxErrors == Never || g.errors < s.MaxErrors {
 		return cause
