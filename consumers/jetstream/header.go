@@ -123,7 +123,7 @@ func encode(topic, uuid string, metadata message.Metadata, payload []byte, contr
 func checkHeader(header nats.Header) error {
 	for name, values := range header {
 		if !validHeaderName(name) {
-			return fmt.Errorf("metadata key %q cannot be the name of a NATS header: use letters, digits and -_.", name)
+			return fmt.Errorf("metadata key %q cannot be the name of a NATS header: use letters, digits, - and _", name)
 		}
 		for _, value := range values {
 			if strings.ContainsAny(value, "\r\n\x00") {

@@ -126,7 +126,7 @@ func publishError(raw *nats.Msg, err error) error {
 		return answerError(raw, api)
 	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrBadHeaderMsg), errors.Is(err, nats.ErrHeadersNotSupported):
 		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, natsjs.ErrInvalidJSAck):
 		return err
 	}
 	return fmt.Errorf("%w: %w", outbox.ErrUnavailable, err)

@@ -230,6 +230,31 @@ func TestAnExistingConsumerKeepsItsConfiguration(t *testing.T) {
 	if cfg := b.consumer(name).Config; cfg.AckWait != 9*time.Second || cfg.MaxAckPending != 1 || cfg.Description != "kept" {
 		t.Errorf("configuration %+v", cfg)
 	}
+	s = b.subscriber("g")
+	s.MaxInFlight = 200
+	s.Configure = func(cfg *natsjs.ConsumerConfig) { cfg.Metadata["owner"] = "billing" }
+	b.subscribe(s, b.topic("a"))
+	if cfg := b.consumer(name).Config; cfg.MaxAckPending != 1600 || cfg.Metadata["owner"] != "billing" {
+		t.Errorf("configuration %+v", cfg)
+	}
+	b.subscribe(b.subscriber("g"), b.topic("a"))
+	if cfg := b.consumer(name).Config; cfg.MaxAckPending != 1600 || cfg.Metadata["owner"] != "billing" {
+		t.Errorf("configuration %+v", cfg)
+	}
+}
+
+func TestAStreamsLimitsForConsumersAreRespected(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(cfg *natsjs.StreamConfig) {
+		cfg.ConsumerLimits = natsjs.StreamConsumerLimits{MaxAckPending: 20, InactiveThreshold: time.Minute}
+	})
+	b.publish(b.topic("a"), 50)
+	for _, group := range []string{"g", ""} {
+		messages := b.subscribe(b.subscriber(group), b.topic("a"))
+		for range 50 {
+			receive(t, messages).Ack()
+		}
+	}
 }
 
 func TestNewConsumersNeverGiveUp(t *testing.T) {

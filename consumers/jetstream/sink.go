@@ -176,14 +176,7 @@ func (b *batch) publish(ctx context.Context, i int) error {
 func (b *batch) receive(ctx context.Context) error {
 	select {
 	case ack := <-b.acks:
-		i, err := strconv.Atoi(strings.TrimPrefix(ack.Subject, b.inbox))
-		if err != nil || i < 0 || i >= len(b.sent) || b.sent[i] == nil {
-			return nil
-		}
-		b.errs[i] = answer(b.sent[i], ack)
-		b.waiting--
-		b.bytes -= size(b.sent[i])
-		b.sent[i] = nil
+		b.confirm(ack)
 		return nil
 	case <-b.lost:
 		return nats.ErrDisconnected
@@ -192,10 +185,25 @@ func (b *batch) receive(ctx context.Context) error {
 	}
 }
 
+// confirm notes what the broker says about a row.
+func (b *batch) confirm(ack *nats.Msg) {
+	i, err := strconv.Atoi(strings.TrimPrefix(ack.Subject, b.inbox))
+	if err != nil || i < 0 || i >= len(b.sent) || b.sent[i] == nil {
+		return
+	}
+	b.errs[i] = answer(b.sent[i], ack)
+	b.waiting--
+	b.bytes -= size(b.sent[i])
+	b.sent[i] = nil
+}
+
 // abandon notes why the rest was not published, or why that is not known.
 func (b *batch) abandon(err error) {
 	if err == nil {
 		return
+	}
+	for len(b.acks) > 0 { // those that have arrived
+		b.confirm(<-b.acks)
 	}
 	if !errors.Is(err, outbox.ErrUnavailable) {
 		err = fmt.Errorf("%w: %w", outbox.ErrUnavailable, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -121,9 +122,13 @@ func (s *subscription) capturing(ctx context.Context) (names []string, err error
 }
 
 // noStream is the error for a subject that no stream captures.
-func noStream(subject string) error {
-	return fmt.Errorf("no stream captures subject %q: %w: create one, for example with `nats stream add NAME --subjects %q`", subject, natsjs.ErrStreamNotFound, subject)
+type noStream string
+
+func (subject noStream) Error() string {
+	return fmt.Sprintf("no stream captures subject %q: create one, for example with `nats stream add NAME --subjects %q`", string(subject), string(subject))
 }
+
+func (noStream) Unwrap() error { return natsjs.ErrStreamNotFound }
 
 // mayHold tells whether a stream that does not capture the topic may have
 // messages of it nevertheless: from other streams, or from before its subjects
@@ -145,23 +150,24 @@ func (s *subscription) mayHold(ctx context.Context, stream natsjs.Stream) error 
 
 // findConsumer finds the consumer, and creates it or brings it up to date.
 func (s *subscription) findConsumer(ctx context.Context, stream natsjs.Stream, known *source, from uint64) (natsjs.Consumer, error) {
+	info := stream.CachedInfo()
 	cfg := s.newConsumer()
-	if info := stream.CachedInfo(); s.group == "" && from > 0 && known.retained && info.Created.Equal(known.created) {
+	if s.group == "" && from > 0 && known.retained && info.Created.Equal(known.created) {
 		cfg.DeliverPolicy = natsjs.DeliverByStartSequencePolicy
 		cfg.OptStartSeq = from
 	}
-	s.adjust(&cfg)
+	s.adjust(&cfg, info.Config.ConsumerLimits)
 	name := cfg.Name
 	if name == "" {
 		name = cfg.Durable
 	}
-	where := stream.CachedInfo().Config.Name + " " + name // as the nats tool takes them
+	where := info.Config.Name + " " + name // as the nats tool takes them
 	found, err := stream.Consumer(ctx, name)
 	if err == nil {
 		// What was set on the server, and cannot be changed or is not ours to
 		// change, stays.
-		cfg = found.CachedInfo().Config
-		s.adjust(&cfg)
+		cfg = cloned(found.CachedInfo().Config)
+		s.adjust(&cfg, info.Config.ConsumerLimits)
 	} else if !errors.Is(err, natsjs.ErrConsumerNotFound) {
 		return nil, fmt.Errorf("consumer %s: %w", where, explained(err))
 	}
@@ -199,20 +205,43 @@ func (s *subscription) newConsumer() natsjs.ConsumerConfig {
 	return cfg
 }
 
-// adjust sets what depends on the Subscriber's fields.
-func (s *subscription) adjust(cfg *natsjs.ConsumerConfig) {
+// cloned makes a copy that Configure may change.
+func cloned(cfg natsjs.ConsumerConfig) natsjs.ConsumerConfig {
+	cfg.BackOff = slices.Clone(cfg.BackOff)
+	cfg.FilterSubjects = slices.Clone(cfg.FilterSubjects)
+	cfg.PriorityGroups = slices.Clone(cfg.PriorityGroups)
+	cfg.Metadata = maps.Clone(cfg.Metadata)
+	return cfg
+}
+
+// adjust sets what depends on the Subscriber's fields, within what the stream
+// allows to its consumers.
+func (s *subscription) adjust(cfg *natsjs.ConsumerConfig, limits natsjs.StreamConsumerLimits) {
 	if s.ackWait > 0 {
 		cfg.AckWait = s.ackWait
 	}
 	// Messages that wait for their next delivery after a nack count too, so with
-	// many in flight there has to be room for them.
-	cfg.MaxAckPending = max(1000, 8*s.maxInFlight)
+	// many in flight there has to be room for them. If somebody has made more
+	// room, it stays.
+	if room := max(1000, 8*s.maxInFlight); cfg.MaxAckPending >= 0 && cfg.MaxAckPending < room {
+		cfg.MaxAckPending = room
+	}
+	if limits.MaxAckPending > 0 && (cfg.MaxAckPending < 0 || cfg.MaxAckPending > limits.MaxAckPending) {
+		cfg.MaxAckPending = limits.MaxAckPending
+	}
 	if s.maxInFlight == 1 {
 		cfg.MaxAckPending = 1
 	}
-	if s.configure != nil {
-		s.configure(cfg)
+	if limits.InactiveThreshold > 0 {
+		cfg.InactiveThreshold = min(cfg.InactiveThreshold, limits.InactiveThreshold)
 	}
+	if s.configure == nil {
+		return
+	}
+	if cfg.Metadata == nil {
+		cfg.Metadata = make(map[string]string)
+	}
+	s.configure(cfg)
 }
 
 // refuse finds what would lose messages or never deliver them. found is nil for

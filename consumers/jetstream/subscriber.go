@@ -68,6 +68,7 @@ type Subscriber struct {
 	// NakDelay is after which time a message is delivered again whose attempt-th
 	// delivery, counted from 1, was nacked. nil means 100 ms, doubled with every
 	// attempt up to 30 s. A message nacked on Close is delivered again at once.
+	// It is called from many goroutines.
 	NakDelay func(attempt uint64) time.Duration
 
 	// DrainTimeout is for how long Close, or the end of a Subscribe's context,
