@@ -26,9 +26,9 @@ demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000)
 .PHONY: test
 test: bin/withservers ## Run all tests, on a Postgres and a NATS server that it starts
 	@echo "== root module$(if $(RACE),, (without the race detector: install a C compiler))"
-	@bin/withservers go test $(RACE) -timeout 8m $(TESTFLAGS) ./...
+	@bin/withservers go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./...
 	@set -e; for module in $(filter-out .,$(MODULES)); do \
-		echo "== $$module"; (cd $$module && go test -timeout 8m $(TESTFLAGS) ./...); \
+		echo "== $$module"; (cd $$module && go test -count=1 -timeout 8m $(TESTFLAGS) ./...); \
 	done
 
 .PHONY: test-short
@@ -58,7 +58,7 @@ tidy-check: ## Fail if a go.mod or go.sum is not tidy
 
 .PHONY: build
 build: ## Build everything, and the command into bin
-	@set -e; for module in $(MODULES); do (cd $$module && go build ./...); done
+	@set -e; for module in $(MODULES); do (cd $$module && go build -o /dev/null ./...); done
 	@go build -o bin/ ./cmd/...
 
 .PHONY: clean

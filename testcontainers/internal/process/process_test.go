@@ -6,10 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"weak"
 
 	"go.uber.org/goleak"
 
@@ -132,6 +135,37 @@ func TestAClosedProcessStaysClosed(t *testing.T) {
 	}
 	if p.Running() || p.Start(shell(t, "exit 0")) == nil {
 		t.Error("it can be used after Close")
+	}
+}
+
+// The shared server of a test process is held by nobody.
+func TestAProcessIsNotGarbageBeforeItIsClosed(t *testing.T) {
+	t.Parallel()
+	p, err := process.Prepare("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := shell(t, "echo $$; exec sleep 1000")
+	if err := p.Start(command); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(line(t, command.Log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := weak.Make(p)
+	p = nil
+	for range 3 {
+		runtime.GC()
+	}
+	if p = held.Value(); p == nil {
+		t.Fatal("it was collected")
+	}
+	if p.PID() != pid {
+		t.Errorf("process %d runs, not %d", p.PID(), pid)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
