@@ -21,11 +21,13 @@ help: ## List what make can do
 
 .PHONY: demo
 demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000)
+	@echo "building the demo, which takes a minute the first time ..."
 	@cd examples && go run ./quickstart $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(BROKER),-broker $(BROKER))
 
 .PHONY: test
 test: bin/withservers ## Run all tests, on a Postgres and a NATS server that it starts
 	@echo "== root module$(if $(RACE),, (without the race detector: install a C compiler))"
+	@echo "compiling the tests, which takes some minutes the first time ..."
 	@bin/withservers go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./...
 	@set -e; for module in $(filter-out .,$(MODULES)); do \
 		echo "== $$module"; (cd $$module && go test -count=1 -timeout 8m $(TESTFLAGS) ./...); \
@@ -68,4 +70,5 @@ clean: ## Remove what was built
 # Go knows better than make whether it is up to date.
 .PHONY: bin/withservers
 bin/withservers:
+	@echo "building bin/withservers ..."
 	@cd testcontainers && go build -o ../bin/withservers ./cmd/withservers

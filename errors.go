@@ -32,6 +32,10 @@ var (
 	// not run.
 	ErrTooOld = errors.New("message is older than the retention of its claims")
 
+	// ErrNoTx means that there is no transaction: the zero Tx was used, which is
+	// what TxFromContext returns where there is none.
+	ErrNoTx = errors.New("no transaction in the context: is middleware.Once or consumers.Stack on the router?")
+
 	// ErrTxEnded means that a Tx was used after the function that received it
 	// had returned.
 	ErrTxEnded = errors.New("transaction has ended")

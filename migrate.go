@@ -30,6 +30,9 @@ func Migrate(ctx context.Context, db *sql.DB, schemaName string) error {
 
 func migrate(ctx context.Context, db *sql.DB, schemaName string, migrations []schema.Migration) error {
 	// Before BEGIN, which lib/pq asks for in a way that a replica refuses.
+	if err := dbcheck.Reachable(ctx, db); err != nil {
+		return err
+	}
 	if err := dbcheck.Writable(ctx, db); err != nil {
 		return err
 	}

@@ -183,6 +183,9 @@ func (in *Inbox) attempt(work context.Context, d *delivered, fn func(context.Con
 		t.spoilt = isSpoilt(err)
 		return false, false, d.failed(OpClaim, drainedOr(work, err))
 	case !c.won:
+		if c.existing != nil && c.existing.outcome == Dead && d.outcome() != Dead {
+			in.Logger.InfoContext(work, "oncemill: message was given up before, and is not run; delete its claim to have it run", "consumer", d.consumer, "key", d.stored)
+		}
 		return c.existing != nil, c.existing == nil, nil
 	}
 	return false, false, in.runAndCommit(work, t, c.xid, d, fn)

@@ -308,17 +308,17 @@ func TestATxEndsWithItsHandler(t *testing.T) {
 	stmt, err := f.db.Prepare("SELECT 1")
 	must(t, err)
 	defer stmt.Close()
-	for _, tx := range []oncemill.Tx{kept, {}} {
+	for target, tx := range map[error]oncemill.Tx{oncemill.ErrTxEnded: kept, oncemill.ErrNoTx: {}} {
 		_, err := tx.ExecContext(ctx, "SELECT 1")
-		want(t, err, oncemill.ErrTxEnded)
+		want(t, err, target)
 		_, err = tx.QueryContext(ctx, "SELECT 1")
-		want(t, err, oncemill.ErrTxEnded)
+		want(t, err, target)
 		_, err = tx.PrepareContext(ctx, "SELECT 1")
-		want(t, err, oncemill.ErrTxEnded)
-		want(t, tx.QueryRowContext(ctx, "SELECT 1").Scan(), oncemill.ErrTxEnded)
-		want(t, tx.Raw(func(any) error { return nil }), oncemill.ErrTxEnded)
+		want(t, err, target)
+		want(t, tx.QueryRowContext(ctx, "SELECT 1").Scan(), target)
+		want(t, tx.Raw(func(any) error { return nil }), target)
 		_, err = tx.StmtContext(ctx, stmt).Exec()
-		want(t, err, oncemill.ErrTxEnded)
+		want(t, err, target)
 	}
 }
 

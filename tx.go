@@ -20,7 +20,7 @@ import (
 //
 // A Tx is a plain value and can be handed on, to sqlc's New for one. It ends
 // when the function that received it returns; after that every method fails
-// with ErrTxEnded. Like *sql.Tx it must not be used by two goroutines at once.
+// with ErrTxEnded. The zero Tx fails with ErrNoTx. Like *sql.Tx it must not be used by two goroutines at once.
 type Tx struct{ s *txState }
 
 type txState struct {
@@ -137,7 +137,7 @@ func (t Tx) Raw(fn func(driverConn any) error) error {
 // end it.
 func (s *txState) use(ctx context.Context, query string, statement func() error) error {
 	if s == nil {
-		return ErrTxEnded
+		return ErrNoTx
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -192,8 +192,8 @@ func (c endedContext) Done() <-chan struct{} { return closed }
 func (c endedContext) Err() error            { return c.err }
 
 // TxFromContext returns the transaction in which the handler runs that received
-// ctx.
-func TxFromContext(ctx context.Context) (Tx, bool) {
+// ctx. If there is none, ok is false and the Tx fails with ErrNoTx.
+func TxFromContext(ctx context.Context) (tx Tx, ok bool) {
 	if h, ok := txn.From(ctx); ok {
 		tx, ok := h.Executor.(Tx)
 		return tx, ok

@@ -38,7 +38,8 @@ type Stack struct {
 	// MaxErrors is the number of deliveries that may end in an error or a panic
 	// of the handler. With the last of them the message becomes a dead letter.
 	// What is not the handler's fault does not count: a database that is away, a
-	// key in flight, a deadlock, a shutdown. 0 means 10; Never means that it is
+	// key in flight, a deadlock, a shutdown. 0 means 20, which with the pauses of
+	// jetstream.Subscriber takes about six minutes; Never means that it is
 	// delivered until it succeeds.
 	MaxErrors int
 
@@ -93,7 +94,7 @@ func (s *Stack) setDefaults() error {
 		return fmt.Errorf("oncemill: Stack.MaxDeliveries is %d: must be positive, 0 for the default or Never", s.MaxDeliveries)
 	}
 	if s.MaxErrors == 0 {
-		s.MaxErrors = 10
+		s.MaxErrors = 20
 	}
 	if s.MaxDeliveries == 0 {
 		s.MaxDeliveries = 1000
@@ -153,8 +154,11 @@ func (s Stack) failed(msg *message.Message, cause error) error {
 	if g.errors, err = consumer.CountError(msg.Context(), key, cause); err != nil {
 		return s.hold(info, errors.Join(cause, err))
 	}
-	if s.MaxErrors == Never || g.errors < s.MaxErrors {
-		return cause
+	if s.MaxErrors == Never {
+		return fmt.Errorf("%w (handler error %d)", cause, g.errors)
+	}
+	if g.errors < s.MaxErrors {
+		return fmt.Errorf("%w (handler error %d, given up at %d)", cause, g.errors, s.MaxErrors)
 	}
 	return s.bury(msg, g)
 }

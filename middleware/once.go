@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -69,6 +70,8 @@ type Once struct {
 	// outbox.Publisher in the Inbox's schema that wakes relays through the
 	// Inbox's database.
 	Outbox *outbox.Publisher
+
+	warned *sync.Once
 }
 
 // Middleware is a message.HandlerMiddleware. It panics if Inbox is nil or set up
@@ -81,6 +84,7 @@ func (o Once) Middleware(h message.HandlerFunc) message.HandlerFunc {
 		o.Inbox.Consumer(o.Consumer)
 	}
 	o.Outbox = o.Publisher()
+	o.warned = new(sync.Once)
 	return func(msg *message.Message) ([]*message.Message, error) {
 		return nil, o.handle(msg, h)
 	}
@@ -205,6 +209,7 @@ func (o Once) run(ctx context.Context, msg *message.Message, h message.HandlerFu
 	if topic == "" {
 		return ErrNoTopic
 	}
+	o.warnOfDetour(ctx)
 	for _, out := range produced {
 		if out == nil {
 			continue // the outbox says which
@@ -213,6 +218,19 @@ func (o Once) run(ctx context.Context, msg *message.Message, h message.HandlerFu
 		out.SetContext(ctx) // where the outbox finds the transaction
 	}
 	return o.Outbox.Publish(topic, produced...)
+}
+
+// warnOfDetour says once if a handler's messages will not take the way that its
+// router was told.
+func (o Once) warnOfDetour(ctx context.Context) {
+	publisher := message.PublisherNameFromCtx(ctx)
+	if o.Inbox.Logger == nil || publisher == "" || publisher == "outbox.Publisher" {
+		return
+	}
+	o.warned.Do(func() {
+		o.Inbox.Logger.WarnContext(ctx, "oncemill: what this handler returns goes to the outbox, for a relay to send, and not to its publisher; give AddHandler an *outbox.Publisher",
+			"handler", message.HandlerNameFromCtx(ctx), "publisher", publisher)
+	})
 }
 
 // ownCopy copies all that a handler could change, the payload's bytes included.

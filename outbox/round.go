@@ -47,6 +47,9 @@ func discardUnlessBroker(conn *sql.Conn, err error) {
 
 func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err error) {
 	begun := time.Now()
+	if begun.After(l.due) {
+		l.due = time.Time{} // this round sees those rows
+	}
 	txCtx, cancel := context.WithTimeout(l.settling, l.idleTimeout()+connectTimeout)
 	defer cancel()
 	tx, err := l.begin(txCtx, conn)
@@ -274,15 +277,18 @@ func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 		if first == nil {
 			first = &v.failed[i]
 		}
-		if due := time.Now().Add(failed.pause + l.minBackoff()); due.After(l.eager) {
-			l.eager = due
+		if due := time.Now().Add(failed.pause); due.After(l.due) {
+			l.due = due
 		}
 	}
 	if first != nil && !l.deferring {
 		logger.Warn("outbox relay: messages could not be published, will try each again later", "messages", result.Deferred,
 			"id", first.row.ID, "topic", first.row.Topic, "uuid", first.row.UUID, "error", first.err)
 	}
-	l.deferring = first != nil
+	if first == nil && l.deferring && result.Published > 0 {
+		logger.Info("outbox relay: messages are published again")
+	}
+	l.deferring = first != nil || l.deferring && result.Published == 0
 	if l.Observer != nil && l.Observer.Batch != nil {
 		l.Observer.Batch(result)
 	}

@@ -57,7 +57,7 @@ type loop struct {
 	failures  int       // rounds that failed in a row
 	awaySince time.Time // when the first of them did
 	deferring bool      // the last batch had deferred rows
-	eager     time.Time // until then, rows that this loop has deferred fall due
+	due       time.Time // when the last of the rows falls due that this loop has deferred; zero if that has been looked at
 }
 
 // bottom is the floor of a fetch from the beginning.
@@ -116,7 +116,7 @@ func (l *loop) pause(ctx context.Context, more bool, err error) {
 		wait(ctx, backoff(minAway, maxAway, l.failures-1), nil)
 	case !more:
 		poll := l.pollInterval()
-		if time.Now().Before(l.eager) {
+		if !l.due.IsZero() {
 			poll = min(poll, l.minBackoff())
 		}
 		wait(ctx, poll, l.woken())

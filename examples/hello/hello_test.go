@@ -35,6 +35,9 @@ func TestTheREADMEShowsThisProgram(t *testing.T) {
 
 // An order that is sent twice is paid once, and one invoice goes out.
 func TestHello(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts servers: make test")
+	}
 	// A server of its own: its subjects are not named after the test.
 	t.Setenv("ONCEMILL_TEST_NATS_URL", "")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -8,9 +8,12 @@ import (
 	"log"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
+	_ "github.com/lib/pq"
 	"github.com/nats-io/nats.go"
 
 	"github.com/oncemill/oncemill"
@@ -21,7 +24,8 @@ import (
 )
 
 func main() {
-	ctx := context.Background()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	db := must(sql.Open("postgres", os.Getenv("DATABASE_URL")))
 	db.SetMaxOpenConns(32)
 	db.SetMaxIdleConns(32)

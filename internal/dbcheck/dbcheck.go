@@ -49,10 +49,12 @@ func checkSession(ctx context.Context, db *sql.DB, schemaName string) (err error
 				_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 			}
 		}()
-		err = conn.PingContext(ctx)
+		err = Reachable(ctx, conn)
+	} else {
+		err = unreachable(err)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w (check the address, the credentials and that the server accepts connections)", ErrUnreachable, err)
+		return err
 	}
 	if err := Writable(ctx, conn); err != nil {
 		return err
@@ -62,6 +64,20 @@ func checkSession(ctx context.Context, db *sql.DB, schemaName string) (err error
 		return err
 	}
 	return Supported(schemaName, found)
+}
+
+// Reachable returns nil if a database answers.
+func Reachable(ctx context.Context, db interface {
+	PingContext(ctx context.Context) error
+}) error {
+	if err := db.PingContext(ctx); err != nil {
+		return unreachable(err)
+	}
+	return nil
+}
+
+func unreachable(err error) error {
+	return fmt.Errorf("%w: %w (check the address, the credentials and that the server accepts connections)", ErrUnreachable, err)
 }
 
 // Querier is a *sql.DB, a *sql.Conn or a *sql.Tx.

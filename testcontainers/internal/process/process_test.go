@@ -79,7 +79,7 @@ func TestKillEndsTheChildrenToo(t *testing.T) {
 func TestAProcessCanBeStartedAgain(t *testing.T) {
 	t.Parallel()
 	p := prepare(t)
-	command := shell(t, "sleep 1000")
+	command := shell(t, "exec sleep 1000")
 	for range 3 {
 		if err := p.Start(command); err != nil {
 			t.Fatal(err)
@@ -111,7 +111,7 @@ func TestRunTellsHowTheProgramEnded(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := p.Run(ctx, shell(t, "sleep 1000")); !errors.Is(err, context.DeadlineExceeded) {
+	if err := p.Run(ctx, shell(t, "exec sleep 1000")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("after the deadline: %v", err)
 	}
 	if p.Running() {
@@ -125,7 +125,7 @@ func TestRunTellsHowTheProgramEnded(t *testing.T) {
 func TestAClosedProcessStaysClosed(t *testing.T) {
 	t.Parallel()
 	p := prepare(t)
-	if err := p.Start(shell(t, "sleep 1000")); err != nil {
+	if err := p.Start(shell(t, "exec sleep 1000")); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
