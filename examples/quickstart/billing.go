@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"database/sql"
-	"fmt"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -12,55 +10,56 @@ import (
 	"github.com/oncemill/oncemill/outbox"
 )
 
-// bill is the worker that the demo is about. It writes a row for each order and
+// bill is the worker that the demo is about: for each order it writes a bill and
 // sends an invoice.
 func bill(ctx context.Context, s setting) error {
-	p, err := connect(s, losingAcks)
+	w, err := newWorker(ctx, s)
 	if err != nil {
 		return err
 	}
-	defer p.close()
-	router, err := p.router(ctx)
-	if err != nil {
-		return err
-	}
+	defer w.close()
 	if s.Oncemill {
-		router.AddHandler("billing", "orders", p.subscriber("billing"), "invoices", &outbox.Publisher{}, withOncemill)
+		w.router.AddHandler("billing", orders, w.subscriber("billing"), invoices, &outbox.Publisher{}, w.billing)
 	} else {
-		router.AddHandler("billing", "orders", p.subscriber("billing"), "invoices", &jetstream.Publisher{Conn: p.nats}, without(p.db))
+		w.router.AddHandler("billing", orders, w.subscriber("billing"), invoices, &jetstream.Publisher{Conn: w.nats}, w.plainBilling)
 	}
-	return router.Run(ctx)
+	return w.router.Run(ctx)
 }
 
-// withOncemill writes through the transaction in the message's context.
-func withOncemill(msg *message.Message) ([]*message.Message, error) {
-	tx, ok := oncemill.TxFromContext(msg.Context())
-	if !ok {
-		return nil, fmt.Errorf("no transaction in the message's context")
-	}
+// billing is the handler with Oncemill. It writes through the transaction in the
+// message's context; the invoice goes into the outbox in the same transaction.
+func (w *worker) billing(msg *message.Message) ([]*message.Message, error) {
+	tx, _ := oncemill.TxFromContext(msg.Context())
 	if _, err := tx.ExecContext(msg.Context(), insertBill, order(msg)); err != nil {
 		return nil, err
 	}
-	return []*message.Message{invoiceFor(msg)}, misbehave(msg)
+	return []*message.Message{invoiceFor(msg)}, w.trouble.inHandler()
 }
 
-// without is the same handler as one writes it without Oncemill.
-func without(db *sql.DB) message.HandlerFunc {
-	return func(msg *message.Message) ([]*message.Message, error) {
-		if _, err := db.ExecContext(msg.Context(), insertBill, order(msg)); err != nil {
-			return nil, err
-		}
-		return []*message.Message{invoiceFor(msg)}, misbehave(msg)
+// plainBilling is the same without Oncemill, as one writes it with care: in a
+// transaction, and the invoice is sent, by the router, only after the commit.
+func (w *worker) plainBilling(msg *message.Message) ([]*message.Message, error) {
+	tx, err := w.db.BeginTx(msg.Context(), nil)
+	if err != nil {
+		return nil, err
 	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(msg.Context(), insertBill, order(msg)); err != nil {
+		return nil, err
+	}
+	if err := w.trouble.inHandler(); err != nil {
+		return nil, err
+	}
+	return []*message.Message{invoiceFor(msg)}, tx.Commit()
 }
 
-// The tables of effects have no constraints, so what happens twice is seen.
+// The table has no unique constraint: what happens twice has to be seen.
 const insertBill = `INSERT INTO bills (order_number) VALUES ($1)`
 
+// order returns an order's number, which is all that orders and invoices say.
 func order(msg *message.Message) string { return string(msg.Payload) }
 
-// invoiceFor has the order's UUID, so that shipping can tell a second invoice
-// for the same order from another order's.
+// invoiceFor returns the invoice for an order. The UUID is what shipping claims.
 func invoiceFor(msg *message.Message) *message.Message {
-	return message.NewMessage("invoice-"+msg.UUID, msg.Payload)
+	return message.NewMessage("invoice-"+order(msg), msg.Payload)
 }

@@ -5,132 +5,114 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"strconv"
-	"strings"
-
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/oncemill/oncemill/consumers/jetstream"
+	"regexp"
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
-// Of every faultEvery orders one meets with each kind of fault, at its first
-// delivery.
-const faultEvery = 50
+// Things go wrong after a number of messages, not at random: so each does often
+// enough in a small run too.
 
-// What a worker tells the conductor, on standard output, one word a line.
+// What goes wrong, as a process says it to the conductor, a line each time.
 const (
-	saidError  = "error"
-	saidPanic  = "panic"
-	saidNoAck  = "lost-ack"
-	saidToKill = "relay-killed-itself"
+	saysLostAck = "lost ack"
+	saysError   = "handler error"
+	saysPanic   = "handler panic"
+	saysKillMe  = "kill me" // not yet, but this is the worst moment for it
 )
 
 func say(what string) { fmt.Println(what) }
 
-// misbehave is what goes wrong in the handler, after it has written.
-func misbehave(msg *message.Message) error {
-	d, _ := jetstream.FromContext(msg.Context())
-	number, _ := strconv.Atoi(order(msg))
-	if d.Attempt != 1 {
+// awaitKill is the end of a process. It does nothing more, and the conductor
+// sends SIGKILL.
+func awaitKill() {
+	say(saysKillMe)
+	select {}
+}
+
+// kills is how often each of the workers and the relay is killed in a run.
+const kills = 6
+
+// lifetime returns after how many messages a doomed process is killed. All of
+// the kills take place well before the end of the run.
+func lifetime(s setting) int { return s.Messages / (kills + 2) }
+
+// trouble is what a worker is in. It dials the worker's connection to the broker,
+// to lose acknowledgements on it.
+type trouble struct {
+	every    int64 // so many messages meet with each kind of fault once; 0: none does
+	lifetime int64 // acknowledgements until the kill; 0: it is spared
+	handled  atomic.Int64
+	acks     atomic.Int64
+	lost     sync.Map // the deliveries whose acknowledgement was lost
+}
+
+func newTrouble(s setting) *trouble {
+	t := new(trouble)
+	if s.Faults {
+		t.every = int64(min(max(s.Messages/50, 10), 50))
+	}
+	if s.Doomed {
+		t.lifetime = int64(lifetime(s))
+	}
+	return t
+}
+
+// inHandler is called by a handler that has written its row.
+func (t *trouble) inHandler() error {
+	if t.every == 0 {
 		return nil
 	}
-	switch number % faultEvery {
-	case 10:
-		say(saidError)
-		return errors.New("the handler fails, on purpose")
-	case 20:
-		say(saidPanic)
-		panic("the handler panics, on purpose")
+	switch t.handled.Add(1) % t.every {
+	case 1:
+		say(saysError)
+		return errors.New("on purpose")
+	case 3:
+		say(saysPanic)
+		panic("on purpose")
 	}
 	return nil
 }
 
-func losingNothing(conn net.Conn) net.Conn { return conn }
-
-// losingAcks returns a connection that loses some acknowledgements on the way to
-// the broker, which delivers those messages again.
-func losingAcks(conn net.Conn) net.Conn { return &lossy{Conn: conn, lost: make(map[int]bool)} }
-
-type lossy struct {
-	net.Conn
-	lost map[int]bool // by the message's number in the stream
+// Dial makes trouble a nats.CustomDialer.
+func (t *trouble) Dial(network, address string) (net.Conn, error) {
+	conn, err := net.DialTimeout(network, address, 5*time.Second)
+	return lossy{conn, t}, err
 }
 
-// Write drops the acknowledgement of some first deliveries. nats.go writes whole
-// protocol messages, several at a time.
-func (l *lossy) Write(data []byte) (int, error) {
-	kept := make([]byte, 0, len(data))
-	for rest := data; len(rest) > 0; {
-		message, after, ok := nextPub(rest)
-		if !ok {
-			kept = append(kept, rest...)
-			break
-		}
-		if l.loses(message) {
-			say(saidNoAck)
-		} else {
-			kept = append(kept, message...)
-		}
-		rest = after
-	}
+// lossy is a connection to the broker on which acknowledgements get lost. The
+// subscriber does not know, and the broker delivers those messages again.
+type lossy struct {
+	net.Conn
+	trouble *trouble
+}
+
+// ack is how a client of NATS says on the wire that a message is acknowledged.
+var ack = regexp.MustCompile(`PUB \$JS\.ACK\.\S+ \S+ 4\r\n\+ACK\r\n`)
+
+func (l lossy) Write(data []byte) (int, error) {
+	kept := ack.ReplaceAllFunc(data, l.trouble.onAck)
 	if _, err := l.Conn.Write(kept); err != nil {
 		return 0, err
 	}
 	return len(data), nil
 }
 
-// nextPub splits the protocol's next message off: one line, and for a PUB its
-// payload.
-func nextPub(data []byte) (message, rest []byte, ok bool) {
-	end := bytes.Index(data, []byte("\r\n"))
-	if end < 0 {
-		return nil, nil, false
+// onAck returns what becomes of an acknowledgement. At the end of a process's
+// life it is withheld: the handler has committed, and the broker is not told.
+func (t *trouble) onAck(ack []byte) []byte {
+	n := t.acks.Add(1)
+	if n == t.lifetime {
+		awaitKill()
 	}
-	end += 2
-	words := strings.Fields(string(data[:end]))
-	if len(words) > 0 && (words[0] == "PUB" || words[0] == "HPUB") {
-		size, err := strconv.Atoi(words[len(words)-1])
-		if err != nil || end+size+2 > len(data) {
-			return nil, nil, false
-		}
-		end += size + 2
+	if t.every == 0 || n%t.every != 2 {
+		return ack
 	}
-	return data[:end], data[end:], true
-}
-
-// loses picks the first acknowledgement of some messages, by their number in the
-// stream. Its subject is
-// $JS.ACK.[domain.account.]stream.consumer.delivered.stream_sequence.…
-func (l *lossy) loses(message []byte) bool {
-	if !bytes.HasSuffix(message, []byte("\r\n+ACK\r\n")) {
-		return false
+	delivery := string(bytes.Fields(ack)[1])
+	if _, again := t.lost.LoadOrStore(delivery, true); again {
+		return ack // the subscriber acknowledges once more when there is no answer
 	}
-	tokens := strings.Split(strings.Fields(string(message))[1], ".")
-	at := 4
-	if len(tokens) > 9 {
-		at = 6
-	}
-	if len(tokens) < at+2 {
-		return false
-	}
-	sequence, err := strconv.Atoi(tokens[at+1])
-	if err != nil || tokens[at] != "1" || sequence%faultEvery != 30 || l.lost[sequence] {
-		return false
-	}
-	l.lost[sequence] = true
-	return true
-}
-
-// killMyself ends this process as kill -9 does.
-func killMyself() {
-	say(saidToKill)
-	self, err := os.FindProcess(os.Getpid())
-	if err == nil {
-		err = self.Kill()
-	}
-	if err != nil {
-		panic(err)
-	}
-	select {}
+	say(saysLostAck)
+	return nil
 }

@@ -1,26 +1,33 @@
-// Quickstart shows what Oncemill does: it sends messages through real crashes,
-// once with it and once without, and counts what came of them.
+// Quickstart shows what Oncemill does: it sends orders through real crashes, once
+// with it and once without, and has an auditor count what came of them.
 //
 //	quickstart -messages 10000
 //
-// The program is all of the processes that take part. Each is a role: the first
-// argument, or the conductor if there is none.
+// The program is all of the processes that take part: without an argument it is
+// the conductor, who starts the others, kills some of them, and reports. Each of
+// them is a file:
+//
+//	producer ──orders──▶ billing ──outbox──▶ relay ──invoices──▶ shipping
+//
+// Read billing.go first.
 package main
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 )
 
-// A role is a process of the demo. It runs until ctx ends, or until it is done.
+// A role is what a process does: until ctx ends, or until it is done.
 type role func(ctx context.Context, s setting) error
 
 var roles = map[string]role{
+	"nats":     serveNATS,
 	"producer": produce,
 	"billing":  bill,
 	"relay":    relay,
@@ -31,53 +38,54 @@ var roles = map[string]role{
 // A setting is what the conductor tells the other processes.
 type setting struct {
 	Oncemill bool   // or the same without it
+	Messages int    // how many orders there are
 	Postgres string // URL of this run's database
 	NATS     string // URL of the server
-	From, To int    // for the producer: the orders to send
 
-	// For the relay: kill yourself once the broker has acknowledged a batch,
-	// before it is deleted from the outbox.
-	DieAfterPublish bool
+	Faults bool // things go wrong: see faults.go
+	Doomed bool // the process is killed at its worst moment
 }
 
+// settingVariable holds the setting, as JSON. It is not an argument because
+// everybody may read those, and Postgres's URL has a password.
 const settingVariable = "QUICKSTART_SETTING"
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+func main() { os.Exit(start()) }
+
+func start() (exitCode int) {
+	// However often they come, the work is cleared away, which takes a second. A
+	// broken pipe is among them so that `make demo | head` leaves nothing behind.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	var err error
-	if run, ok := roles[first(os.Args[1:])]; ok {
-		err = play(ctx, run)
-	} else {
-		err = conduct(ctx, os.Args[1:])
+	if len(os.Args) == 2 && roles[os.Args[1]] != nil {
+		if err := play(ctx, roles[os.Args[1]]); err != nil {
+			slog.Error("ended", "error", err)
+			return 1
+		}
+		return 0
 	}
-	if err != nil && ctx.Err() == nil {
+	switch err := conduct(ctx, os.Args[1:]); {
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "quickstart: interrupted, everything is stopped")
+		return 130
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
-		os.Exit(1)
+		return 1
 	}
-	if ctx.Err() != nil && len(os.Args) < 2 {
-		os.Exit(130)
-	}
+	return 0
 }
 
-// play plays one role. Standard input is held open by the conductor: when it
-// ends, so has the conductor, however it ended.
-func play(ctx context.Context, run role) error {
+// play plays one role. The conductor holds standard input open: when it ends, so
+// has the conductor, however that happened.
+func play(ctx context.Context, do role) error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	var s setting
 	if err := json.Unmarshal([]byte(os.Getenv(settingVariable)), &s); err != nil {
-		return fmt.Errorf("%s: %w", settingVariable, err)
+		return fmt.Errorf("%s: %w (this is for the conductor to start)", settingVariable, err)
 	}
 	go func() {
-		_, _ = os.Stdin.Read(make([]byte, 1))
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(1)
 	}()
-	return run(ctx, s)
-}
-
-func first(args []string) string {
-	if len(args) == 0 {
-		return ""
-	}
-	return args[0]
+	return do(ctx, s)
 }

@@ -2,33 +2,47 @@ package main
 
 import (
 	"context"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/outbox"
 )
 
 // relay sends what billing has left in the outbox. `oncemill relay` does the
-// same; this one can be made to die at the worst moment.
+// same, but cannot be made to wait for its end at the worst moment.
 func relay(ctx context.Context, s setting) error {
-	p, err := connect(s, losingNothing)
+	db, err := openDB(s)
 	if err != nil {
 		return err
 	}
-	defer p.close()
-	var sink outbox.Sink = &jetstream.Sink{Conn: p.nats}
-	if s.DieAfterPublish {
-		sink = mortal{sink}
+	defer db.Close()
+	conn, err := nats.Connect(s.NATS, nats.MaxReconnects(-1))
+	if err != nil {
+		return err
 	}
-	relay := &outbox.Relay{DB: p.db, Sink: sink, ListenURL: s.Postgres}
+	defer conn.Close()
+	var sink outbox.Sink = &jetstream.Sink{Conn: conn}
+	if s.Doomed {
+		sink = &doomedSink{Sink: sink, rows: lifetime(s)}
+	}
+	relay := &outbox.Relay{DB: db, Sink: sink, ListenURL: s.Postgres}
 	return relay.Run(ctx)
 }
 
-// mortal is a sink that kills the process when the broker has acknowledged a
-// batch and the relay does not know it yet.
-type mortal struct{ outbox.Sink }
+// A doomedSink has its process killed after some rows, when the broker has
+// acknowledged a batch that the relay has not deleted from the outbox yet.
+type doomedSink struct {
+	outbox.Sink
+	rows int
+}
 
-func (m mortal) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
-	m.Sink.PublishBatch(ctx, rows)
-	killMyself()
-	return nil
+func (d *doomedSink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
+	errs := d.Sink.PublishBatch(ctx, rows)
+	if d.rows -= len(rows); d.rows <= 0 {
+		time.Sleep(2 * brokersMemory) // so that the broker takes the batch a second time
+		awaitKill()
+	}
+	return errs
 }

@@ -4,72 +4,138 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
-	"time"
 )
 
-// kinds are the faults in the order in which the report has them.
-var kinds = []struct{ said, is string }{
-	{saidNoAck, "acknowledgements lost on the way to the broker"},
-	{saidError, "handler errors, after the handler has written"},
-	{saidPanic, "handler panics, after the handler has written"},
-	{"worker killed", "workers killed with SIGKILL"},
-	{saidToKill, "relays killed with SIGKILL, after publishing"},
+// What the conductor itself does to the processes.
+const (
+	workerKilled = "worker killed"
+	relayKilled  = "relay killed"
+)
+
+// kinds are the kinds of faults, in the order of the report.
+var kinds = []struct{ name, short, long string }{
+	{saysLostAck, "lost acks", "acknowledgements lost on the way to the broker"},
+	{saysError, "errors", "handlers that returned an error"},
+	{saysPanic, "panics", "handlers that panicked"},
+	{workerKilled, "workers killed", "workers killed after their commit, before the ack"},
+	{relayKilled, "relays killed", "relays killed after they had published"},
 }
 
-const leastFaults = 5
+const (
+	leastFaults = 5 // of each kind, or the demo has not shown enough
 
-// report prints the two runs side by side. An error means that the demo did not
+	// shownFaults of a kind have a line of their own. All kills do.
+	shownFaults = 5
+)
+
+// fault notes and shows that something went wrong.
+func (r *run) fault(kind, role string) {
+	r.faults[kind]++
+	r.changed()
+	switch n := r.faults[kind]; {
+	case kind == workerKilled, kind == relayKilled:
+		r.screen.line(fmt.Sprintf("fault: %s: killed with SIGKILL (%d)", role, r.killed[role]))
+	case n < shownFaults:
+		r.screen.line(fmt.Sprintf("fault: %s: %s (%d)", role, kind, n))
+	case n == shownFaults:
+		r.screen.line(fmt.Sprintf("fault: %s: %s (%d; more are only counted)", role, kind, n))
+	}
+}
+
+// troubles is how much has gone wrong so far.
+func (r *run) troubles() (n int) {
+	for _, times := range r.faults {
+		n += times
+	}
+	return n
+}
+
+// report prints the two runs side by side. An error means that the demo does not
 // show what it is there to show.
 func report(out io.Writer, with, without *run) error {
 	fmt.Fprintln(out)
-	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
-	row := func(what string, value func(*run) any) {
-		fmt.Fprintf(table, "%s\t%v\t%v\t\n", what, value(with), value(without))
-	}
-	fmt.Fprintf(table, "\twith Oncemill\twithout\t\n")
-	row("orders published", func(r *run) any { return r.verdict.Published })
-	for _, kind := range kinds {
-		row(kind.is, func(r *run) any { return r.faults[kind.said] })
-	}
-	row("deliveries of orders", func(r *run) any { return r.verdict.Deliveries })
-	row("of these duplicates", func(r *run) any { return r.verdict.Duplicates })
-	row("bills written", func(r *run) any { return r.verdict.Billing.Rows })
-	row("orders never billed", func(r *run) any { return r.verdict.Billing.Lost })
-	row("bills too many", func(r *run) any { return r.verdict.Billing.Twice })
-	row("shipments written", func(r *run) any { return r.verdict.Shipping.Rows })
-	row("orders never shipped", func(r *run) any { return r.verdict.Shipping.Lost })
-	row("shipments too many", func(r *run) any { return r.verdict.Shipping.Twice })
-	row("seconds", func(r *run) any { return r.took.Round(100 * time.Millisecond).Seconds() })
-	table.Flush()
-
-	v := with.verdict
+	printTable(out, with, without)
+	v, plain := with.verdict, without.verdict
 	fmt.Fprintf(out, `
-The broker delivered %d of %d orders again. Without Oncemill that made %d
-effects too many and %d too few; with it every order was billed once and
-shipped once.
+There were %s deliveries more than orders: no broker does without them when
+things go wrong. Without Oncemill that made %s bills and %s shipments too
+many%s. With it %s.
 
-`, v.Duplicates, v.Published, without.verdict.twice(), without.verdict.lost())
+`, thousands(v.Duplicates), thousands(plain.Billing.Twice), thousands(plain.Shipping.Twice), loss(plain), outcome(v))
 	fmt.Fprintf(out, "demo: broker=nats published=%d deliveries=%d duplicates=%d effects=%d lost=%d twice=%d\n",
-		v.Published, v.Deliveries, v.Duplicates, v.Effects, v.lost(), v.twice())
+		v.Published, v.Deliveries, v.Duplicates, v.Billing.Rows, v.lost(), v.twice())
 	return judge(with, without)
 }
 
-func judge(with, without *run) error {
-	switch v := with.verdict; {
-	case v.lost() > 0 || v.twice() > 0:
-		return errors.New("orders were lost or handled twice with Oncemill")
-	case v.Published != with.messages || v.Effects != with.messages || v.Shipping.Rows != with.messages:
-		return fmt.Errorf("%d orders were sent, but the auditor found others", with.messages)
-	case without.verdict.lost()+without.verdict.twice() == 0:
-		return errors.New("the run without Oncemill shows no difference: too little went wrong")
+func loss(v verdict) string {
+	if v.lost() == 0 {
+		return ""
 	}
+	return fmt.Sprintf(", and %s were missing", thousands(v.lost()))
+}
+
+func outcome(v verdict) string {
+	if v.lost()+v.twice() > 0 {
+		return fmt.Sprintf("%s were missing and %s too many: that is a bug", thousands(v.lost()), thousands(v.twice()))
+	}
+	return "every order was billed once and shipped once"
+}
+
+func printTable(out io.Writer, with, without *run) {
+	print := func(what, one, other string) { fmt.Fprintf(out, "  %-50s %13s %10s\n", what, one, other) }
+	head := func(what string) { fmt.Fprintln(out, what) }
+	row := func(what string, value func(*run) int) {
+		print(what, thousands(value(with)), thousands(value(without)))
+	}
+
+	print("", with.name, "without")
+	head("what went wrong")
 	for _, kind := range kinds {
-		if with.faults[kind.said] < leastFaults {
-			return fmt.Errorf("only %d %s, want %d", with.faults[kind.said], kind.is, leastFaults)
-		}
-		if kind.said != saidToKill && without.faults[kind.said] < leastFaults {
-			return fmt.Errorf("without Oncemill only %d %s, want %d", without.faults[kind.said], kind.is, leastFaults)
+		print(kind.long, with.suffered(kind.name), without.suffered(kind.name))
+	}
+	head("what the broker says")
+	row("orders published", func(r *run) int { return r.verdict.Published })
+	row("deliveries of orders to billing", func(r *run) int { return r.verdict.Deliveries })
+	row("duplicates among these", func(r *run) int { return r.verdict.Duplicates })
+	row("invoices published", func(r *run) int { return r.verdict.Invoices })
+	head("what Postgres says")
+	row("bills", func(r *run) int { return r.verdict.Billing.Rows })
+	row("orders without a bill", func(r *run) int { return r.verdict.Billing.Lost })
+	row("bills too many", func(r *run) int { return r.verdict.Billing.Twice })
+	row("shipments", func(r *run) int { return r.verdict.Shipping.Rows })
+	row("orders without a shipment", func(r *run) int { return r.verdict.Shipping.Lost })
+	row("shipments too many", func(r *run) int { return r.verdict.Shipping.Twice })
+	head("how long it took")
+	print("seconds", fmt.Sprintf("%.1f", with.took.Seconds()), fmt.Sprintf("%.1f", without.took.Seconds()))
+}
+
+// suffered is how often a kind of fault happened, or that it could not.
+func (r *run) suffered(kind string) string {
+	if kind == relayKilled && !r.setting.Oncemill {
+		return "no relay"
+	}
+	return thousands(r.faults[kind])
+}
+
+// judge tells whether the demo has shown what it should.
+func judge(with, without *run) error {
+	v, messages := with.verdict, with.setting.Messages
+	switch {
+	case v.lost() > 0 || v.twice() > 0:
+		return errors.New("effects were lost or happened twice with Oncemill")
+	case v.Published != messages || v.Billing.Rows != messages || v.Shipping.Rows != messages:
+		return fmt.Errorf("%d orders were to be sent, but the auditor found others", messages)
+	case without.verdict.lost()+without.verdict.twice() == 0:
+		return errors.New("the run without Oncemill came out right as well: too little went wrong")
+	}
+	for _, r := range []*run{with, without} {
+		for _, kind := range kinds {
+			if kind.name == relayKilled && !r.setting.Oncemill {
+				continue // it has none
+			}
+			if n := r.faults[kind.name]; n < leastFaults {
+				return fmt.Errorf("%s there were only %d %s, less than %d", r.name, n, kind.short, leastFaults)
+			}
 		}
 	}
 	return nil

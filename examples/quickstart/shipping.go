@@ -2,47 +2,37 @@ package main
 
 import (
 	"context"
-	"database/sql"
-	"fmt"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill"
 )
 
-// ship is the consumer downstream: it writes a row for each invoice.
+// ship is the consumer downstream: it writes a shipment for each invoice.
 func ship(ctx context.Context, s setting) error {
-	p, err := connect(s, losingNothing)
+	w, err := newWorker(ctx, s)
 	if err != nil {
 		return err
 	}
-	defer p.close()
-	router, err := p.router(ctx)
-	if err != nil {
-		return err
+	defer w.close()
+	handler := w.plainShipping
+	if s.Oncemill {
+		handler = w.shipping
 	}
-	router.AddConsumerHandler("shipping", "invoices", p.subscriber("shipping"), func(msg *message.Message) error {
-		db, err := p.effects(msg.Context())
-		if err == nil {
-			_, err = db.ExecContext(msg.Context(), `INSERT INTO shipments (order_number) VALUES ($1)`, order(msg))
-		}
-		return err
-	})
-	return router.Run(ctx)
+	w.router.AddConsumerHandler("shipping", invoices, w.subscriber("shipping"), handler)
+	return w.router.Run(ctx)
 }
 
-type execer interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+func (w *worker) shipping(msg *message.Message) error {
+	tx, _ := oncemill.TxFromContext(msg.Context())
+	_, err := tx.ExecContext(msg.Context(), insertShipment, order(msg))
+	return err
 }
 
-// effects is where a handler writes: with Oncemill the message's transaction.
-func (p *parts) effects(ctx context.Context) (execer, error) {
-	if !p.setting.Oncemill {
-		return p.db, nil
-	}
-	tx, ok := oncemill.TxFromContext(ctx)
-	if !ok {
-		return nil, fmt.Errorf("no transaction in the message's context")
-	}
-	return tx, nil
+// plainShipping has a transaction of its own too, since it is one statement.
+func (w *worker) plainShipping(msg *message.Message) error {
+	_, err := w.db.ExecContext(msg.Context(), insertShipment, order(msg))
+	return err
 }
+
+const insertShipment = `INSERT INTO shipments (order_number) VALUES ($1)`
