@@ -228,7 +228,9 @@ func (in *Inbox) blame(work context.Context, s *txState, rollback, err error) er
 		return drainedOr(work, err)
 	case s.trouble != nil: // in the last statement, whatever the handler made of it
 		return errors.Join(err, s.trouble)
-	case rollback == nil || s.gaveUp():
+	case rollback == nil || s.gaveUp:
+		return err
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled): // in open rows
 		return err
 	case time.Since(s.at) >= in.IdleTimeout:
 		return in.idled(err)
@@ -248,8 +250,8 @@ func (in *Inbox) blameForCommit(work context.Context, s *txState, err error) err
 		return err
 	case context.Cause(work) != nil || sqlState(err) != "" && sqlState(err) != "25P03":
 		return nil
-	case s.gaveUp():
-		return fmt.Errorf("the context of the handler's last statement ended before the commit, and broke the connection: %w", err)
+	case s.open != nil && s.open.Err() != nil:
+		return fmt.Errorf("the context of the handler's last query ended before the commit, and broke the connection: %w", err)
 	case time.Since(s.at) >= in.IdleTimeout:
 		return in.idled(err)
 	}
@@ -267,7 +269,10 @@ func runLent(ctx context.Context, s *txState, fn func(context.Context, Tx) error
 	finished := false
 	defer func() {
 		s.end()
-		if finished || s.trouble == nil {
+		if finished {
+			return
+		}
+		if s.trouble == nil && context.Cause(ctx) == nil {
 			return
 		}
 		if panicked := recover(); panicked != nil {

@@ -33,8 +33,9 @@ type txState struct {
 	unseen  bool  // a statement was run that could not be looked at beforehand
 
 	// What the last statement tells of why the transaction failed, if it did.
-	last    context.Context // the statement's
 	at      time.Time       // when it ended
+	gaveUp  bool            // it failed when its own context had ended
+	open    context.Context // of a query whose rows may still be open; nil: none
 	trouble error           // why it failed, if that was not the handler's doing
 }
 
@@ -54,6 +55,9 @@ func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *
 		rows, err = t.s.tx.QueryContext(ctx, query, args...) //nolint:sqlclosecheck // the caller's to close
 		return err
 	})
+	if err == nil {
+		t.s.open = ctx
+	}
 	return rows, err
 }
 
@@ -149,7 +153,8 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 		return s.refused
 	}
 	err := statement()
-	s.last, s.at, s.trouble = ctx, time.Now(), nil
+	s.at, s.trouble, s.open = time.Now(), nil, nil
+	s.gaveUp = err != nil && ctx.Err() != nil
 	// A statement whose own context has ended breaks the connection too, in the
 	// drivers' hands; that is the handler's doing.
 	if err != nil && ctx.Err() == nil && (isUnavailable(err) || IsSerialization(err)) {
@@ -157,10 +162,6 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 	}
 	return err
 }
-
-// gaveUp reports whether the handler ended the context of its last statement,
-// and so perhaps the connection.
-func (s *txState) gaveUp() bool { return s.last != nil && s.last.Err() != nil }
 
 // end waits for a statement that is still running and refuses later ones.
 func (s *txState) end() {

@@ -56,8 +56,12 @@ func (s Stack) bury(msg *message.Message, g grave) error {
 		return s.Once.Outbox.Publish(s.DeadLetterTopic, letter)
 	})
 	switch {
+	case errors.Is(err, oncemill.ErrKeyReused) && g.opts.Fingerprint != nil:
+		// Its key is another message's.
+		g.key, g.opts.Fingerprint = keyOfReuse(g.key, g.opts.Fingerprint), nil
+		return s.bury(msg, g)
 	case err != nil:
-		if errors.Is(err, oncemill.ErrUnavailable) {
+		if isOutage(err) {
 			info, _ := delivery.From(msg.Context())
 			_ = s.hold(info, err)
 		}

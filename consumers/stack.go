@@ -136,7 +136,7 @@ func (s Stack) failed(msg *message.Message, cause error) error {
 	consumer, key, opts, err := s.Once.Claim(msg)
 	g := grave{consumer: consumer, key: key, opts: opts, cause: cause}
 	switch {
-	case errors.Is(cause, oncemill.ErrUnavailable):
+	case isOutage(cause):
 		return s.hold(info, cause)
 	case consumer == nil:
 		return cause
@@ -161,6 +161,21 @@ func (s Stack) failed(msg *message.Message, cause error) error {
 		return fmt.Errorf("%w (handler error %d, given up at %d)", cause, g.errors, s.MaxErrors)
 	}
 	return s.bury(msg, g)
+}
+
+// isOutage reports whether no message could have been handled: the database is
+// away, or its tables or this role's rights are.
+func isOutage(err error) bool {
+	var e *oncemill.Error
+	if errors.Is(err, oncemill.ErrUnavailable) || !errors.As(err, &e) {
+		return errors.Is(err, oncemill.ErrUnavailable)
+	}
+	for _, ours := range []error{oncemill.ErrInFlight, oncemill.ErrKeyReused, oncemill.ErrTooOld, oncemill.ErrDrained} {
+		if errors.Is(err, ours) {
+			return false
+		}
+	}
+	return (e.Op == oncemill.OpBegin || e.Op == oncemill.OpClaim) && !oncemill.IsSerialization(err)
 }
 
 // hold has the subscriber wait for the database.

@@ -86,6 +86,9 @@ func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err erro
 	// A broker that took some of the batch is slow, or is just going away: then
 	// the next round will tell.
 	l.floor = bottom
+	if len(verdicts.published) == 0 && fetched.more {
+		l.floor = fetched.last + 1 // other rows may go elsewhere
+	}
 	if len(verdicts.published) > 0 && l.publishing.Err() == nil {
 		return true, nil
 	}

@@ -39,6 +39,7 @@ func (o natsOptions) options(logger *slog.Logger) ([]nats.Option, error) {
 	options := []nats.Option{
 		nats.Name("oncemill relay"),
 		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // credentials may be put right while it waits
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // nil: it was closed on purpose
 				logger.Warn("NATS connection lost, reconnecting until it is back", "error", err)

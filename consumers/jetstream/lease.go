@@ -97,15 +97,22 @@ func (s *subscription) delayAfter(l *lease) time.Duration {
 	}
 }
 
+// errOrphan is why a message is not acknowledged whose stream is gone: the server
+// would take it for the message that has its number in the new one.
+var errOrphan = errors.New("the stream in which the message was is gone")
+
 // ack acknowledges and waits until the server knows. An error does not mean that
 // it does not: then the message is delivered again, as a duplicate.
 func (s *subscription) ack(hard context.Context, l *lease) error {
 	giveUp := time.Now().Add(ackPatience)
 	for {
+		if l.orphan.Load() {
+			return errOrphan
+		}
 		try, cancel := context.WithTimeout(hard, ackTimeout)
 		_, err := s.conn.RequestWithContext(try, l.raw.Reply, ackBody)
 		cancel()
-		if err == nil || errors.Is(err, nats.ErrConnectionClosed) || l.orphan.Load() {
+		if err == nil || errors.Is(err, nats.ErrConnectionClosed) {
 			return err
 		}
 		s.doubt(hard, l)

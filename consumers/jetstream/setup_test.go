@@ -219,7 +219,7 @@ func TestAnExistingConsumerKeepsItsConfiguration(t *testing.T) {
 		msg.Ack()
 	}
 	cfg := b.consumer(name).Config
-	if cfg.AckWait != 7*time.Second || cfg.Description != "kept" || cfg.MaxAckPending != 1000 {
+	if cfg.AckWait != 7*time.Second || cfg.Description != "kept" || cfg.MaxAckPending != 50_000 {
 		t.Errorf("configuration %+v", cfg)
 	}
 	must(t, s.Close())
@@ -234,11 +234,11 @@ func TestAnExistingConsumerKeepsItsConfiguration(t *testing.T) {
 	s.MaxInFlight = 200
 	s.Configure = func(cfg *natsjs.ConsumerConfig) { cfg.Metadata["owner"] = "billing" }
 	b.subscribe(s, b.topic("a"))
-	if cfg := b.consumer(name).Config; cfg.MaxAckPending != 1600 || cfg.Metadata["owner"] != "billing" {
+	if cfg := b.consumer(name).Config; cfg.MaxAckPending != 50_000 || cfg.Metadata["owner"] != "billing" {
 		t.Errorf("configuration %+v", cfg)
 	}
 	b.subscribe(b.subscriber("g"), b.topic("a"))
-	if cfg := b.consumer(name).Config; cfg.MaxAckPending != 1600 || cfg.Metadata["owner"] != "billing" {
+	if cfg := b.consumer(name).Config; cfg.MaxAckPending != 50_000 || cfg.Metadata["owner"] != "billing" {
 		t.Errorf("configuration %+v", cfg)
 	}
 }

@@ -214,6 +214,11 @@ func cloned(cfg natsjs.ConsumerConfig) natsjs.ConsumerConfig {
 	return cfg
 }
 
+// leastRoom is for how many messages a consumer has room that were delivered and
+// not acknowledged. Those that wait for their next delivery after a nack are most
+// of them: when they fill the room, no other message is delivered.
+const leastRoom = 50_000
+
 // adjust sets what depends on the Subscriber's fields, within what the stream
 // allows to its consumers.
 func (s *subscription) adjust(cfg *natsjs.ConsumerConfig, limits natsjs.StreamConsumerLimits) {
@@ -223,7 +228,7 @@ func (s *subscription) adjust(cfg *natsjs.ConsumerConfig, limits natsjs.StreamCo
 	// Messages that wait for their next delivery after a nack count too, so with
 	// many in flight there has to be room for them. If somebody has made more
 	// room, it stays.
-	if room := max(1000, 8*s.maxInFlight); cfg.MaxAckPending >= 0 && cfg.MaxAckPending < room {
+	if room := max(leastRoom, 8*s.maxInFlight); cfg.MaxAckPending >= 0 && cfg.MaxAckPending < room {
 		cfg.MaxAckPending = room
 	}
 	if limits.MaxAckPending > 0 && (cfg.MaxAckPending < 0 || cfg.MaxAckPending > limits.MaxAckPending) {

@@ -240,7 +240,9 @@ func (s *subscription) accept(hard, messages context.Context, p *pull, raw *nats
 	l.msg.SetContext(d.with(ctx, l.src.created, s.hold))
 	l.orphan.Store(!l.src.same(s.src))
 	s.leases[l] = struct{}{}
-	s.progress.delivered(l.seq)
+	if s.group == "" {
+		s.progress.delivered(l.seq)
+	}
 	s.workers.Go(func() { s.keep(hard, l) })
 	switch {
 	case l.orphan.Load():

@@ -6,6 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/oncemill/oncemill/testcontainers/postgres"
 )
@@ -19,6 +21,9 @@ func conduct(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
+	// Without this, a reader that goes away, as in `make demo | head`, would end this
+	// process before it can clear away. Now the screen has an error.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	fmt.Printf(introduction, thousands(messages))
 	dir, err := os.MkdirTemp("", "oncemill-demo-")
 	if err != nil {
@@ -38,7 +43,7 @@ func conduct(ctx context.Context, args []string) (err error) {
 	for _, r := range runs {
 		r.dir, r.server, r.setting.Messages = dir, server, messages
 		if err := r.conduct(ctx); err != nil {
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && r.screen.err == nil {
 				fmt.Fprint(os.Stderr, "\n", logTail(dir))
 			}
 			return fmt.Errorf("the run %s: %w", r.name, err)

@@ -53,9 +53,8 @@ const settingVariable = "QUICKSTART_SETTING"
 func main() { os.Exit(start()) }
 
 func start() (exitCode int) {
-	// However often they come, the work is cleared away, which takes a second. A
-	// broken pipe is among them so that `make demo | head` leaves nothing behind.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	// However often they come, everything is cleared away, which takes a second.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if len(os.Args) == 2 && roles[os.Args[1]] != nil {
 		if err := play(ctx, roles[os.Args[1]]); err != nil {

@@ -179,6 +179,9 @@ func (r *run) attend(ctx context.Context, done func() (bool, error)) error {
 			if ok, err := done(); ok || err != nil {
 				return err
 			}
+			if r.screen.err != nil {
+				return r.screen.err
+			}
 			if now.After(r.deadline) {
 				return fmt.Errorf("nothing has changed for %v", patience)
 			}

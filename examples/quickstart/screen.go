@@ -19,6 +19,7 @@ type screen struct {
 	current string // the status that a live screen shows
 	begun   time.Time
 	shown   time.Time // when the status was, last
+	err     error     // nobody can see it any more
 }
 
 func newScreen(out *os.File) *screen {
@@ -28,7 +29,7 @@ func newScreen(out *os.File) *screen {
 }
 
 func (s *screen) title(format string, args ...any) {
-	fmt.Fprintf(s.out, "\n"+format+"\n", args...)
+	s.print("\n" + fmt.Sprintf(format, args...) + "\n")
 }
 
 // restart sets the clock to zero.
@@ -36,7 +37,7 @@ func (s *screen) restart() { s.begun, s.shown = time.Now(), time.Now() }
 
 func (s *screen) line(text string) {
 	s.clear()
-	fmt.Fprintf(s.out, "%5.1fs  %s\n", time.Since(s.begun).Seconds(), text)
+	s.print(fmt.Sprintf("%5.1fs  %s\n", time.Since(s.begun).Seconds(), text))
 	s.draw()
 }
 
@@ -54,14 +55,14 @@ func (s *screen) status(text string) {
 // end leaves the status as it is.
 func (s *screen) end() {
 	if s.current != "" {
-		fmt.Fprintln(s.out)
+		s.print("\n")
 	}
 	s.current = ""
 }
 
 func (s *screen) clear() {
 	if s.current != "" {
-		fmt.Fprint(s.out, "\r\x1b[K")
+		s.print("\r\x1b[K")
 	}
 }
 
@@ -69,7 +70,13 @@ func (s *screen) clear() {
 // has been broken could not be overwritten.
 func (s *screen) draw() {
 	if s.current != "" {
-		fmt.Fprint(s.out, "\x1b[?7l", s.current, "\x1b[?7h")
+		s.print("\x1b[?7l" + s.current + "\x1b[?7h")
+	}
+}
+
+func (s *screen) print(text string) {
+	if _, err := io.WriteString(s.out, text); err != nil {
+		s.err = err
 	}
 }
 
