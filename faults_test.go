@@ -157,6 +157,49 @@ func TestConnectionLostInTheHandler(t *testing.T) {
 	}
 }
 
+// Most handlers end a context of their own, as with a deferred cancel. That says
+// nothing about why the connection was lost.
+func TestAConnectionLostAfterTheHandlersContextEnded(t *testing.T) {
+	t.Parallel()
+	for _, driver := range []string{"postgres", "pgx"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			p, url := f.throughProxy()
+			db := f.open(driver, url)
+			c := (&oncemill.Inbox{DB: db}).Consumer("test")
+			err := c.Once(within(t), "k", func(ctx context.Context, tx oncemill.Tx) error {
+				ctx, cancel := context.WithTimeout(ctx, time.Minute)
+				defer cancel()
+				p.cutNext("before")
+				return effect("a")(ctx, tx)
+			})
+			want(t, err, oncemill.ErrUnavailable)
+			if oncemill.IsHandlerError(err) {
+				t.Errorf("%v must not count towards a dead letter", err)
+			}
+			db.Close()
+		})
+	}
+}
+
+// A panic over a statement that the drain cancelled is not the handler's fault.
+func TestAPanicDuringTheDrainDoesNotCount(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	c := (&oncemill.Inbox{DB: f.db, DrainTimeout: 50 * time.Millisecond}).Consumer("test")
+	ctx, cancel := context.WithCancel(within(t))
+	err := c.Once(ctx, "k", func(ctx context.Context, tx oncemill.Tx) error {
+		cancel()
+		_, err := tx.ExecContext(ctx, "SELECT pg_sleep(60)")
+		panic(err)
+	})
+	want(t, err, oncemill.ErrDrained)
+	if oncemill.IsHandlerError(err) {
+		t.Errorf("%v must not count towards a dead letter", err)
+	}
+}
+
 // A handler's own network errors say nothing about the database.
 func TestANetworkErrorOfTheHandlerCounts(t *testing.T) {
 	t.Parallel()

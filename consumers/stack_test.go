@@ -457,6 +457,43 @@ func TestTheSubscriberIsHeldWhilePostgresIsAway(t *testing.T) {
 	}
 }
 
+func TestTheSubscriberIsHeldWhileTheTablesAreMissing(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}}}, effect)
+	_, err := db.Exec(`ALTER TABLE oncemill.claims RENAME TO away`)
+	must(t, err)
+	held := make(chan struct{}, 1)
+	info := delivery.Info{Hold: func(func(context.Context) error) { held <- struct{}{} }}
+	if w.deliver(message.NewMessage("u", nil), info) {
+		t.Error("acked")
+	}
+	<-held
+	_, err = db.Exec(`ALTER TABLE oncemill.away RENAME TO claims`)
+	must(t, err)
+	if !w.deliver(message.NewMessage("u", nil), info) {
+		t.Error("not acked")
+	}
+}
+
+func TestAReusedKeyIsBuriedAlsoWhenDeliveredTooOften(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	once := middleware.Once{Inbox: &oncemill.Inbox{DB: db}, Fingerprint: middleware.PayloadFingerprint}
+	w := newWorker(t, consumers.Stack{Once: once, MaxDeliveries: 5}, effect)
+	if !w.deliver(message.NewMessage("u", []byte("one")), delivery.Info{Attempt: 1}) {
+		t.Error("not acked")
+	}
+	for range 2 {
+		if !w.deliver(message.NewMessage("u", []byte("two")), delivery.Info{Attempt: 6}) {
+			t.Error("not acked")
+		}
+	}
+	if n := len(letters(t, db)); n != 1 {
+		t.Errorf("%d dead letters, want 1", n)
+	}
+}
+
 func TestWrongConfigurationFailsAtStart(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)

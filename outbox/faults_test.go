@@ -256,6 +256,26 @@ func TestStopGivesUpAfterDrainTimeout(t *testing.T) {
 	}
 }
 
+// Rows for a stream that is away stand first, more than a batch of them.
+func TestOneStreamThatIsAwayDoesNotStopTheOthers(t *testing.T) {
+	t.Parallel()
+	db, _ := database(t)
+	publish(t, db, "away", 25)
+	publish(t, db, "fine", 5)
+	sink := newRecorder(func(row outbox.Row) error {
+		if row.Topic == "away" {
+			return outbox.ErrUnavailable
+		}
+		return nil
+	})
+	start(t, &outbox.Relay{DB: db, Sink: sink, Batch: 10})
+	for range 5 {
+		if row := sink.next(t); row.Topic != "fine" {
+			t.Errorf("topic is %s", row.Topic)
+		}
+	}
+}
+
 // The database goes away, for all connections and long enough to fail several
 // rounds, and comes back.
 func TestDatabaseAway(t *testing.T) {

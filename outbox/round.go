@@ -22,9 +22,12 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 			return false, fmt.Errorf("database: connect: %w", err)
 		}
 		more, err := l.roundOn(ctx, conn)
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrUnavailable) {
 			l.floor = bottom
-			discardUnlessBroker(conn, err)
+			// The database is to blame. After a failover this connection may lead
+			// to a server that is a replica now, and would fail for ever without
+			// breaking.
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		}
 		conn.Close()
 		if tries <= 0 || !errors.Is(err, errDead) {
@@ -35,15 +38,6 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 
 // errDead means that a connection was dead before anything was done with it.
 var errDead = errors.New("connection from the pool is dead")
-
-// discardUnlessBroker takes a connection out of the pool on which a round failed
-// through the database. After a failover it may lead to a server that is a
-// replica now, and would fail for ever without breaking.
-func discardUnlessBroker(conn *sql.Conn, err error) {
-	if !errors.Is(err, ErrUnavailable) {
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
-	}
-}
 
 func (l *loop) roundOn(ctx context.Context, conn *sql.Conn) (more bool, err error) {
 	begun := time.Now()
