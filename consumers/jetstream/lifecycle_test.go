@@ -355,6 +355,30 @@ func TestARecreatedStreamDoesNotRepeatPositions(t *testing.T) {
 	fresh.Ack()
 }
 
+// The acknowledgement of a message whose stream was deleted would be taken for
+// that of the new stream's message with its number, which would be lost.
+func TestAnOrphanIsNotAcknowledged(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	s := b.subscriber("g")
+	s.MaxInFlight = 4
+	messages := b.subscribe(s, b.topic("a"))
+	b.publish(b.topic("a"), 1)
+	old := receive(t, messages)
+	must(t, b.js.DeleteStream(ctx(t), b.stream))
+	b.createStream(nil)
+	b.publish(b.topic("a"), 1)
+	fresh := receive(t, messages) // the subscription has noticed
+	old.Ack()
+	<-old.Context().Done()
+	fresh.Nack()
+	again := receive(t, messages)
+	if attempt(t, again) < 2 {
+		t.Errorf("attempt %d", attempt(t, again))
+	}
+	again.Ack()
+}
+
 func TestAWorkQueueWorks(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(cfg *natsjs.StreamConfig) { cfg.Retention = natsjs.WorkQueuePolicy })
