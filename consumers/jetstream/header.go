@@ -2,12 +2,12 @@ package jetstream
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 
+	"github.com/oncemill/oncemill/internal/multivalue"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -33,51 +33,14 @@ func decode(raw *nats.Msg) *message.Message {
 			msg.Metadata[name] = values[0]
 		}
 	}
-	// Only once all first values are there is it known which names are free.
+	taken := func(name string) bool { _, ok := raw.Header[name]; return ok }
 	for name, values := range raw.Header {
 		if name == UUIDHeader {
 			continue
 		}
-		n := 2
-		for _, value := range values[min(1, len(values)):] {
-			for ; taken(raw.Header, numbered(name, n)); n++ {
-			}
-			msg.Metadata[numbered(name, n)] = value
-			n++
-		}
+		multivalue.Spread(msg.Metadata, name, values[min(1, len(values)):], taken)
 	}
 	return msg
-}
-
-func taken(header nats.Header, name string) bool {
-	_, ok := header[name]
-	return ok
-}
-
-// numbered is the metadata key of a header's n-th value, n > 1.
-func numbered(name string, n int) string { return name + "#" + strconv.Itoa(n) }
-
-// folded returns the header that a metadata key is a further value of, if it is
-// one: "Name#3" is, provided that "Name" and "Name#2" are there too.
-func folded(metadata message.Metadata, key string) (name string, n int) {
-	mark := strings.LastIndexByte(key, '#')
-	if mark < 1 {
-		return key, 1
-	}
-	name = key[:mark]
-	n, err := strconv.Atoi(key[mark+1:])
-	if err != nil || n < 2 || numbered(name, n) != key {
-		return key, 1
-	}
-	for i := 2; i < n; i++ {
-		if _, ok := metadata[numbered(name, i)]; !ok {
-			return key, 1
-		}
-	}
-	if _, ok := metadata[name]; !ok {
-		return key, 1
-	}
-	return name, n
 }
 
 // encode makes a message for the broker. An error wraps outbox.ErrRefused: the
@@ -92,21 +55,12 @@ func encode(topic, uuid string, metadata message.Metadata, payload []byte, contr
 		return nil, fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	}
 	header := make(nats.Header, len(metadata)+2)
-	for key, value := range metadata {
-		name, n := folded(metadata, key)
+	for name := range metadata {
 		switch {
-		case n > 1: // its first value takes it along
-			continue
+		case multivalue.Folded(metadata, name): // its first value takes it along
 		case !control && strings.HasPrefix(name, serverHeaders):
-			continue
-		}
-		header[name] = []string{value}
-		for n = 2; ; n++ {
-			further, ok := metadata[numbered(name, n)]
-			if !ok {
-				break
-			}
-			header[name] = append(header[name], further)
+		default:
+			header[name] = multivalue.Values(metadata, name)
 		}
 	}
 	if uuid != "" {

@@ -3,19 +3,13 @@ package jetstream
 import (
 	"context"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
-const (
-	// holdDelay is after which time messages are delivered again, perhaps to
-	// another member of the group, that were given back because of a hold.
-	holdDelay = time.Second
-
-	// A probe is repeated after leastProbe, doubled up to mostProbe, and gets
-	// probeTimeout.
-	leastProbe   = 100 * time.Millisecond
-	mostProbe    = 2 * time.Second
-	probeTimeout = 10 * time.Second
-)
+// holdDelay is after which time messages are delivered again, perhaps to another
+// member of the group, that were given back because of a hold.
+const holdDelay = time.Second
 
 // hold is what the messages' contexts carry: see delivery.Info.
 func (s *subscription) hold(probe func(context.Context) error) {
@@ -40,7 +34,7 @@ func (s *subscription) pause(hard context.Context, probe func(context.Context) e
 	s.log.Warn("oncemill: jetstream: fetching no messages until what they need is back", "topic", s.topic)
 	s.workers.Go(func() {
 		since := time.Now()
-		if !untilBack(hard, probe) {
+		if !delivery.UntilBack(hard, probe) {
 			return
 		}
 		select {
@@ -49,21 +43,4 @@ func (s *subscription) pause(hard context.Context, probe func(context.Context) e
 		case <-hard.Done():
 		}
 	})
-}
-
-// untilBack calls probe until it returns nil. It returns false when ctx has
-// ended first.
-func untilBack(ctx context.Context, probe func(context.Context) error) bool {
-	for pause := leastProbe; sleep(ctx, pause); pause = min(2*pause, mostProbe) {
-		if try(ctx, probe) == nil {
-			return true
-		}
-	}
-	return false
-}
-
-func try(ctx context.Context, probe func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	return probe(ctx)
 }

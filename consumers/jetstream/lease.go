@@ -9,6 +9,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
+
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
 // What a client answers to the reply subject of a delivered message.
@@ -119,7 +121,7 @@ func (s *subscription) ack(hard context.Context, l *lease) error {
 		if !s.conn.IsConnected() {
 			giveUp = time.Now().Add(ackPatience)
 		}
-		if time.Now().After(giveUp) || !sleep(hard, ackPause) {
+		if time.Now().After(giveUp) || !delivery.Sleep(hard, ackPause) {
 			return err
 		}
 	}
@@ -153,17 +155,5 @@ func (s *subscription) nak(l *lease, delay time.Duration) {
 func (s *subscription) say(l *lease, body []byte) {
 	if !l.orphan.Load() {
 		_ = s.conn.Publish(l.raw.Reply, body)
-	}
-}
-
-// sleep waits for d, or returns false when ctx has ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

@@ -3,6 +3,8 @@ package jetstream
 import (
 	"context"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
 const (
@@ -59,7 +61,7 @@ func (s *subscription) startLook(hard context.Context, pause time.Duration) {
 	s.workers.Go(func() {
 		defer cancel()
 		var l looked
-		sleep(ctx, pause)
+		delivery.Sleep(ctx, pause)
 		ctx, stop := context.WithTimeout(ctx, lookTimeout)
 		defer stop()
 		l.src, l.err = s.open(ctx, known, from)

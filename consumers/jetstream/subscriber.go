@@ -12,6 +12,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
 // What the zero values of a Subscriber's fields mean.
@@ -255,7 +257,7 @@ func (s *Subscriber) settings() (settings, error) {
 		set.drainTimeout = DefaultDrainTimeout
 	}
 	if set.nakDelay == nil {
-		set.nakDelay = defaultNakDelay
+		set.nakDelay = delivery.NakDelay
 	}
 	if set.log == nil {
 		set.log = slog.Default()
@@ -272,10 +274,4 @@ func (set *settings) setAPI(prefix string) (err error) {
 	set.api = strings.TrimSuffix(prefix, ".") + "."
 	set.js, err = natsjs.NewWithAPIPrefix(set.conn, set.api)
 	return err
-}
-
-// defaultNakDelay is 100 ms, 200 ms, 400 ms ... 30 s.
-func defaultNakDelay(attempt uint64) time.Duration {
-	const least, most, doublings = 100 * time.Millisecond, 30 * time.Second, 9
-	return min(least<<min(max(attempt, 1)-1, doublings), most)
 }

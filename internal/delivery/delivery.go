@@ -1,6 +1,6 @@
 // Package delivery carries what a subscriber knows of one delivery through the
 // message's context, so that middleware can use it without importing a broker
-// client.
+// client. It also has what the subscribers share in dealing with failures.
 package delivery
 
 import (
@@ -16,6 +16,14 @@ type Info struct {
 	// repeat positions.
 	Position string
 
+	// Place says the same for people, by parts such as "partition" and "offset".
+	// It is noted on dead letters. nil: there is nothing to add to Position.
+	Place map[string]string
+
+	// Turn is the message's turn among those that must take effect in order.
+	// nil: they need not.
+	Turn *Turn
+
 	// Time is when the broker stored the message.
 	Time time.Time
 
@@ -27,6 +35,23 @@ type Info struct {
 	// calls, until then. Hold returns at once; while a hold is on, further
 	// calls do nothing. nil: the subscriber cannot pause.
 	Hold func(probe func(context.Context) error)
+}
+
+// A Turn is a message's place in a line of messages that must take effect one
+// after another. A message that is delivered again keeps its turn.
+type Turn struct {
+	// Line is the same for all messages of a line, and of no other line in the
+	// process, also not of one that has been there before: what has been lost to
+	// another process and come back is a new line.
+	Line uint64
+
+	// Number counts the line's messages, from 1, without gaps.
+	Number uint64
+
+	// Before is closed once the subscriber is done with the message before this
+	// one in the line: it was acknowledged, or will not be delivered any more.
+	// nil for the first of a line.
+	Before <-chan struct{}
 }
 
 type contextKey struct{}
