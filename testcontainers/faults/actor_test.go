@@ -21,7 +21,7 @@ import (
 )
 
 // work is the role of a worker: a router as a user would set it up.
-func (a *actor) work(ctx context.Context) error {
+func (a *performer) work(ctx context.Context) error {
 	inbox := &oncemill.Inbox{
 		DB:           a.db,
 		LockWait:     a.LockWait,
@@ -61,7 +61,7 @@ func (a *actor) work(ctx context.Context) error {
 	return router.Run(ctx)
 }
 
-func (a *actor) subscriber() (message.Subscriber, error) {
+func (a *performer) subscriber() (message.Subscriber, error) {
 	switch a.Subscriber {
 	case "stock jetstream":
 		return stockjs.NewSubscriber(stockjs.SubscriberConfig{
@@ -89,7 +89,7 @@ func (a *actor) subscriber() (message.Subscriber, error) {
 var errWanted = errors.New("the test wants it to fail")
 
 // handle writes one effect, and returns one message about it.
-func (a *actor) handle(msg *message.Message) ([]*message.Message, error) {
+func (a *performer) handle(msg *message.Message) ([]*message.Message, error) {
 	tx, ok := oncemill.TxFromContext(msg.Context())
 	if !ok {
 		return nil, errors.New("no transaction in the context")
@@ -112,7 +112,7 @@ func (a *actor) handle(msg *message.Message) ([]*message.Message, error) {
 }
 
 // relay is the role of a relay.
-func (a *actor) relay(ctx context.Context) error {
+func (a *performer) relay(ctx context.Context) error {
 	relay := &outbox.Relay{
 		DB:             a.db,
 		Sink:           faultySink{a, &jetstream.Sink{Conn: a.nc}},
@@ -126,7 +126,7 @@ func (a *actor) relay(ctx context.Context) error {
 
 // A faultySink publishes, and gives the actor's fault its opportunities.
 type faultySink struct {
-	a     *actor
+	a     *performer
 	inner outbox.Sink
 }
 

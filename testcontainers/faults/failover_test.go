@@ -11,6 +11,8 @@ import (
 
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/testcontainers"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 // README: Postgres fails over, with synchronous replication; nothing is
@@ -27,16 +29,16 @@ func TestPostgresFailsOverToASynchronousStandby(t *testing.T) {
 	r.MaxErrors = 1
 	worker := start(t, r)
 	stop := s.load(2 * time.Millisecond)
-	worker.await("committed", 200)
+	worker.Await("committed", 200)
 	must(t, primary.Kill())
-	worker.await("failed", 1) // it was under way
+	worker.Await("failed", 1) // it was under way
 
 	// The standby has written all that was committed, but may have yet to apply
 	// it, and then does not even know the database. A promotion waits for that.
 	s.db = testenv.Open(t, standby.URL(""))
 	s.exec(`SELECT pg_promote()`)
 	s.db = testenv.Open(t, onStandby)
-	worker.await("committed", worker.times("committed")+200)
+	worker.Await("committed", worker.Times("committed")+200)
 	stop()
 	s.billed(worker)
 	s.owed()
@@ -47,8 +49,8 @@ func TestPostgresFailsOverToASynchronousStandby(t *testing.T) {
 	}
 }
 
-func said(p *process, word string) []string {
-	lines, _ := p.said(word)
+func said(p *actor.Process, word string) []string {
+	lines, _ := p.Said(word)
 	return lines
 }
 

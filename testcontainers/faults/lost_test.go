@@ -27,10 +27,10 @@ func TestCommitReplyLost(t *testing.T) {
 			if n := p.losses.Load(); n != losses {
 				t.Errorf("%d losses, want %d", n, losses)
 			}
-			if n := worker.times("failed commit"); n != losses {
+			if n := worker.Times("failed commit"); n != losses {
 				t.Errorf("%d commits failed, want %d", n, losses)
 			}
-			if n := worker.times("duplicate"); n < test.duplicates {
+			if n := worker.Times("duplicate"); n < test.duplicates {
 				t.Errorf("%d duplicates, want at least %d: what was committed comes again", n, test.duplicates)
 			}
 		})
@@ -61,7 +61,7 @@ func TestLostAck(t *testing.T) {
 			if n := p.losses.Load(); n != losses {
 				t.Errorf("%d losses, want %d", n, losses)
 			}
-			if n := worker.times("duplicate"); n < test.duplicates {
+			if n := worker.Times("duplicate"); n < test.duplicates {
 				t.Errorf("%d duplicates, want at least %d: what is not acknowledged comes again", n, test.duplicates)
 			}
 		})

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 func TestMain(m *testing.M) {
@@ -38,6 +40,12 @@ func eventually(t *testing.T, what string, condition func() bool, state ...func(
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// start starts a process that plays a role.
+func start(t *testing.T, r role) *actor.Process {
+	t.Helper()
+	return actor.Start(t, r.Name, roleVariable, r)
 }
 
 func must(t *testing.T, err error) {

@@ -7,6 +7,8 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncemill/oncemill/testcontainers"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 // README: the broker is away; rows stay in the outbox. It is killed with
@@ -29,19 +31,19 @@ func TestNATSRestarts(t *testing.T) {
 	mailer := start(t, s.mailer("mailer"))
 	stop := s.load(5 * time.Millisecond)
 	for range 2 {
-		mailer.await("committed", mailer.times("committed")+50)
+		mailer.Await("committed", mailer.Times("committed")+50)
 		must(t, server.Kill())
 		s.exec(`INSERT INTO oncemill.outbox (topic) VALUES ($1)`, others)
-		eventually(t, "the relay notices", func() bool { return relay.logged("cannot go on") > relay.logged("goes on") })
+		eventually(t, "the relay notices", func() bool { return relay.Logged("cannot go on") > relay.Logged("goes on") })
 		must(t, server.Start(t.Context()))
 	}
-	mailer.await("committed", mailer.times("committed")+50)
+	mailer.Await("committed", mailer.Times("committed")+50)
 	stop()
 	s.consumed(billing, s.orders)
 	s.outboxEmpty()
 	s.consumed(mailing, s.receipts)
-	for _, p := range []*process{relay, worker, mailer} {
-		p.stop()
+	for _, p := range []*actor.Process{relay, worker, mailer} {
+		p.Stop()
 	}
 	s.balance(billing)
 	s.balance(mailing)
@@ -74,11 +76,11 @@ func TestStockWatermillNATSSubscriberWithOnce(t *testing.T) {
 			r.NATS, r.Subscriber, r.FailEvery, r.MaxInFlight = address, subscriber, 5, 4
 			worker := start(t, r)
 			s.consumedBy(consumer, s.orders)
-			worker.kill() // its subscriber takes its time to close
-			if p.losses.Load() != 1 || worker.times("duplicate") == 0 {
-				t.Errorf("%d acks were lost, and %d messages came again for it", p.losses.Load(), worker.times("duplicate"))
+			worker.Kill() // its subscriber takes its time to close
+			if p.losses.Load() != 1 || worker.Times("duplicate") == 0 {
+				t.Errorf("%d acks were lost, and %d messages came again for it", p.losses.Load(), worker.Times("duplicate"))
 			}
-			if n := worker.times("failed handler"); n < s.sent/5 {
+			if n := worker.Times("failed handler"); n < s.sent/5 {
 				t.Errorf("%d runs failed, want at least %d", n, s.sent/5)
 			}
 			s.balance(billing)

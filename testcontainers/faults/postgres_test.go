@@ -17,13 +17,6 @@ const (
 	resumes = "fetching messages again after a pause"
 )
 
-// logged returns how often a process has logged a text so far.
-func (p *process) logged(text string) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return strings.Count(p.log.String(), text)
-}
-
 // README: Postgres is away; nothing is acknowledged that is not committed, no
 // message becomes a dead letter for it, the subscriber pauses.
 func TestPostgresDownForLongerThanAnyRetryBudget(t *testing.T) {
@@ -35,21 +28,21 @@ func TestPostgresDownForLongerThanAnyRetryBudget(t *testing.T) {
 	r.MaxErrors = 1 // one error that counts, and the message is a dead letter
 	worker := start(t, r)
 	stop := s.load(5 * time.Millisecond)
-	worker.await("committed", 50)
+	worker.Await("committed", 50)
 	must(t, server.Kill())
 
-	eventually(t, "the worker pauses", func() bool { return worker.logged(pauses) > 0 })
+	eventually(t, "the worker pauses", func() bool { return worker.Logged(pauses) > 0 })
 	// One failed delivery that counted would have used up the budget. Postgres
 	// stays away until the worker has looked for it several times more.
-	worker.await("unreachable", worker.times("unreachable")+4)
-	if worker.logged(resumes) > 0 {
+	worker.Await("unreachable", worker.Times("unreachable")+4)
+	if worker.Logged(resumes) > 0 {
 		t.Error("the worker fetches messages while Postgres is away")
 	}
-	if worker.times("failed") == 0 {
+	if worker.Times("failed") == 0 {
 		t.Fatal("no message was under way when Postgres went away")
 	}
 	must(t, server.Start(t.Context()))
-	eventually(t, "the worker goes on", func() bool { return worker.logged(resumes) > 0 })
+	eventually(t, "the worker goes on", func() bool { return worker.Logged(resumes) > 0 })
 	stop()
 	s.billed(worker)
 	s.owed()
@@ -66,14 +59,14 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 	worker := start(t, r)
 	stop := s.load(2 * time.Millisecond)
 	for range 3 {
-		worker.await("committed", worker.times("committed")+100)
+		worker.Await("committed", worker.Times("committed")+100)
 		must(t, server.Restart(t.Context()))
 	}
-	worker.await("committed", worker.times("committed")+1)
+	worker.Await("committed", worker.Times("committed")+1)
 	stop()
 	s.billed(worker)
 	s.owed()
-	if worker.times("failed") == 0 {
+	if worker.Times("failed") == 0 {
 		t.Error("no message was under way in any of the restarts")
 	}
 }
@@ -89,18 +82,18 @@ func TestACancelledCommitIsNotAcked(t *testing.T) {
 	r := s.worker("worker")
 	r.DrainTimeout = 200 * time.Millisecond
 	worker := start(t, r)
-	worker.await("handling", 1)
+	worker.Await("handling", 1)
 	s.wantWaiting(2) // its COMMIT and that of holdCommits
 
-	worker.signal(syscall.SIGTERM) // the router closes
-	failed := worker.await("failed commit "+key, 1)
+	worker.Signal(syscall.SIGTERM) // the router closes
+	failed := worker.Await("failed commit "+key, 1)
 	if !strings.Contains(failed, oncemill.ErrDrained.Error()) {
 		t.Errorf("Once: %s", failed)
 	}
-	if err := worker.wait(); err != nil {
+	if err := worker.Wait(); err != nil {
 		t.Errorf("the worker: %v", err)
 	}
-	if worker.times("committed") > 0 {
+	if worker.Times("committed") > 0 {
 		t.Error("a COMMIT that nobody had confirmed was taken for one")
 	}
 	s.wantUnacked()
@@ -112,12 +105,12 @@ func TestACancelledCommitIsNotAcked(t *testing.T) {
 	r = s.worker("heir")
 	r.LockWait = 100 * time.Millisecond
 	heir := start(t, r)
-	if failed := heir.await("failed claim "+key, 1); !strings.Contains(failed, oncemill.ErrInFlight.Error()) {
+	if failed := heir.Await("failed claim "+key, 1); !strings.Contains(failed, oncemill.ErrInFlight.Error()) {
 		t.Errorf("the redelivery: %s", failed)
 	}
 	s.wantUnacked()
 	release()
-	heir.await("duplicate "+key, 1)
+	heir.Await("duplicate "+key, 1)
 	s.billed(heir)
 	s.owed()
 	if n := s.effects("direct"); n != 1 {

@@ -48,7 +48,7 @@ func TestRelayKilledBetweenPublishAndCommit(t *testing.T) {
 			s.owing(orders)
 			r := s.relay("victim")
 			r.Fault = dieAfterPublishing
-			start(t, r).awaitDeath()
+			start(t, r).AwaitDeath()
 			if stored, rows := s.stored(s.receipts), s.outbox(); stored != orders || rows != orders {
 				t.Fatalf("it died at another moment: %d published, %d in the outbox", stored, rows)
 			}
@@ -58,16 +58,16 @@ func TestRelayKilledBetweenPublishAndCommit(t *testing.T) {
 			}
 			relay := start(t, s.relay("heir"))
 			s.outboxEmpty()
-			relay.stop()
+			relay.Stop()
 			if stored := s.stored(s.receipts); stored != wanted {
 				t.Errorf("the stream holds %d messages, want %d", stored, wanted)
 			}
 
 			mailer := start(t, s.mailer("mailer"))
 			s.consumed(mailing, s.receipts)
-			mailer.stop()
+			mailer.Stop()
 			s.balance(mailing)
-			if n := mailer.times("duplicate"); forgets && n != orders {
+			if n := mailer.Times("duplicate"); forgets && n != orders {
 				t.Errorf("%d duplicates, want %d", n, orders)
 			}
 		})
@@ -102,12 +102,12 @@ func TestRelayFrozen(t *testing.T) {
 	r := s.relay("frozen")
 	r.Fault, r.Batch, r.PublishTimeout = freezeWithinAPublish, batch, 1500*time.Millisecond
 	frozen := start(t, r)
-	frozen.await("freezing", 1)
+	frozen.Await("freezing", 1)
 
 	r = s.relay("awake")
 	r.Batch = batch
 	awake := start(t, r)
-	awake.await("published", (orders-batch)/batch)
+	awake.Await("published", (orders-batch)/batch)
 	if stored, rows := s.stored(s.receipts), s.outbox(); stored != orders-batch/2 || rows > 2*batch {
 		t.Errorf("%d published and %d in the outbox while the frozen relay holds %d", stored, rows, batch)
 	}
@@ -120,15 +120,15 @@ func TestRelayFrozen(t *testing.T) {
 	}
 	wantStored(orders)
 
-	frozen.signal(syscall.SIGCONT)
-	eventually(t, "it finds its transaction gone", func() bool { return frozen.logged("cannot go on") > 0 })
+	frozen.Signal(syscall.SIGCONT)
+	eventually(t, "it finds its transaction gone", func() bool { return frozen.Logged("cannot go on") > 0 })
 	wantStored(orders)
-	awake.stop()
+	awake.Stop()
 	s.exec(`INSERT INTO oncemill.outbox (topic) VALUES ($1)`, s.receipts)
-	frozen.await("published", 1) // it is as good as new
+	frozen.Await("published", 1) // it is as good as new
 	s.outboxEmpty()
 	wantStored(orders + 1)
-	frozen.stop()
+	frozen.Stop()
 }
 
 // README: the broker refuses a message; the row is parked with the error, the
@@ -161,11 +161,11 @@ func TestPayloadAboveTheBrokersLimitDoesNotStopTheRelay(t *testing.T) {
 			t.Errorf("row %s: parked %v after %d attempts, %q; want it parked for %s", uuid, parked, attempts, text, reason)
 		}
 	}
-	eventually(t, "the log tells of both", func() bool { return relay.logged("parked a message") == 2 })
+	eventually(t, "the log tells of both", func() bool { return relay.Logged("parked a message") == 2 })
 	s.exec(`INSERT INTO oncemill.outbox (topic) VALUES ($1)`, s.receipts)
 	eventually(t, "later ones are published", func() bool { return s.outbox() == 2 })
 	if stored := s.stored(s.receipts); stored != rows-1 {
 		t.Errorf("the stream holds %d messages, want %d", stored, rows-1)
 	}
-	relay.stop()
+	relay.Stop()
 }

@@ -72,8 +72,8 @@ const (
 // messages.
 const ackWait = time.Second
 
-// An actor is a process that plays a role.
-type actor struct {
+// A performer is a process that plays a role.
+type performer struct {
 	role
 	db   *sql.DB
 	nc   *nats.Conn
@@ -88,7 +88,7 @@ func play(text string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(3)
 	}()
-	a := &actor{}
+	a := &performer{}
 	if err := json.Unmarshal([]byte(text), &a.role); err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func play(text string) error {
 	return a.work(ctx)
 }
 
-func (a *actor) say(what string, args ...any) {
+func (a *performer) say(what string, args ...any) {
 	a.out.Lock()
 	defer a.out.Unlock()
 	fmt.Fprintf(os.Stdout, what+"\n", args...)
@@ -122,7 +122,7 @@ func (a *actor) say(what string, args ...any) {
 
 // opportunity is called where a fault could happen to a message, and makes it
 // happen if it is the actor's.
-func (a *actor) opportunity(f fault, key string) {
+func (a *performer) opportunity(f fault, key string) {
 	if a.Fault != f || a.opportunities.Add(1) != int64(a.After)+1 {
 		return
 	}
@@ -141,7 +141,7 @@ func (a *actor) opportunity(f fault, key string) {
 }
 
 // dialer tells when Postgres is away.
-type dialer struct{ a *actor }
+type dialer struct{ a *performer }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialTimeout(network, address, 0)

@@ -18,6 +18,8 @@ import (
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/testcontainers"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 // A site is where messages are handled: a database and a broker, with a stream
@@ -254,11 +256,11 @@ func (s *site) consumer(name, stream string) (*natsjs.ConsumerInfo, error) {
 
 // billed waits until every order is handled and acknowledged, stops the workers
 // and wants the books to balance.
-func (s *site) billed(workers ...*process) {
+func (s *site) billed(workers ...*actor.Process) {
 	s.t.Helper()
 	s.consumed(billing, s.orders)
 	for _, p := range workers {
-		p.stop()
+		p.Stop()
 	}
 	s.balance(billing)
 }

@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 // README: the process dies before the commit; nothing has happened, the
@@ -18,9 +20,9 @@ func TestWorkerKilledBeforeCommit(t *testing.T) {
 		r := s.worker(fmt.Sprint("victim ", victim))
 		r.Fault, r.After = dieInHandler, 5
 		p := start(t, r)
-		p.awaitDeath()
-		handled, committed := p.times("handling"), p.times("committed")
-		if p.times("dying") != 1 || handled <= committed {
+		p.AwaitDeath()
+		handled, committed := p.Times("handling"), p.Times("committed")
+		if p.Times("dying") != 1 || handled <= committed {
 			t.Fatalf("it died at another moment: %d handled, %d committed", handled, committed)
 		}
 	}
@@ -38,21 +40,21 @@ func TestWorkerKilledAfterCommitBeforeAck(t *testing.T) {
 	s := newSite(t)
 	s.order(40)
 	var dead []string // keys of what was committed and never acknowledged
-	var workers []*process
+	var workers []*actor.Process
 	for victim := range 3 {
 		r := s.worker(fmt.Sprint("victim ", victim))
 		r.Fault, r.After = dieBeforeAck, 5
 		p := start(t, r)
-		p.awaitDeath()
-		dead = append(dead, keyOf(p.await("dying", 1)))
+		p.AwaitDeath()
+		dead = append(dead, keyOf(p.Await("dying", 1)))
 		workers = append(workers, p)
 	}
 	heir := start(t, s.worker("heir"))
 	s.billed(heir)
 	for _, key := range dead {
-		duplicates := heir.times("duplicate " + key)
+		duplicates := heir.Times("duplicate " + key)
 		for _, p := range workers {
-			duplicates += p.times("duplicate " + key)
+			duplicates += p.Times("duplicate " + key)
 		}
 		if duplicates == 0 {
 			t.Errorf("message %s, committed and not acknowledged, has not come again", key)
@@ -75,19 +77,19 @@ func TestWorkerFrozenInsideAHandler(t *testing.T) {
 	r := s.worker("frozen")
 	r.Fault, r.After, r.IdleTimeout = freezeInHandler, 3, time.Second
 	frozen := start(t, r)
-	key := keyOf(frozen.await("freezing", 1))
+	key := keyOf(frozen.Await("freezing", 1))
 
 	awake := start(t, s.worker("awake"))
 	s.consumed(billing, s.orders)
 	if n := s.count(`SELECT count(*) FROM effects WHERE key = $1 AND worker = 'awake'`, key); n != 1 {
 		t.Errorf("%d effects of what the frozen worker was handling, want 1", n)
 	}
-	awake.stop()
+	awake.Stop()
 
 	// It goes on as if nothing had happened, and finds that it may not.
-	frozen.signal(syscall.SIGCONT)
+	frozen.Signal(syscall.SIGCONT)
 	eventually(t, "the frozen worker's own attempt has failed", func() bool {
-		return frozen.times("failed handler "+key)+frozen.times("failed commit "+key) > 0
+		return frozen.Times("failed handler "+key)+frozen.Times("failed commit "+key) > 0
 	})
 	s.balance(billing)
 	s.order(5) // it is as good as new
@@ -101,7 +103,7 @@ func TestWorkersComeAndGo(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.order(2000)
-	var workers []*process
+	var workers []*actor.Process
 	hire := func() {
 		r := s.worker(fmt.Sprint("worker ", len(workers)))
 		r.MaxInFlight = 32
@@ -112,9 +114,9 @@ func TestWorkersComeAndGo(t *testing.T) {
 	for turn := range 8 {
 		eventually(t, "the work goes on", func() bool { return s.effects(billing) >= 200*(turn+1) })
 		if leaves := workers[turn]; turn%2 == 0 {
-			leaves.kill()
+			leaves.Kill()
 		} else {
-			leaves.stop()
+			leaves.Stop()
 		}
 		hire()
 	}

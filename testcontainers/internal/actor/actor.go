@@ -1,4 +1,10 @@
-package faults_test
+// Package actor runs copies of a test's program as processes beside the test, to
+// be killed, frozen and stopped.
+//
+// A test's TestMain looks for a variable in the environment and, if it is there,
+// plays the role in it instead of running tests. What it says on its standard
+// output, a line each, the test waits for.
+package actor
 
 import (
 	"bufio"
@@ -15,8 +21,8 @@ import (
 	"time"
 )
 
-// A process plays a role beside the test.
-type process struct {
+// A Process plays a role beside the test.
+type Process struct {
 	t     *testing.T
 	name  string
 	cmd   *exec.Cmd
@@ -30,13 +36,18 @@ type process struct {
 	log   bytes.Buffer
 }
 
-// start starts a process, which does not outlive the test.
-func start(t *testing.T, r role) *process {
+// limit is how long a test waits for what should happen at once, so that one
+// that hangs says where.
+const limit = 40 * time.Second
+
+// Start starts a process, which does not outlive the test. The variable holds its
+// role, as JSON.
+func Start(t *testing.T, name, variable string, role any) *Process {
 	t.Helper()
-	text, err := json.Marshal(r)
+	text, err := json.Marshal(role)
 	must(t, err)
-	p := &process{t: t, name: r.Name, cmd: exec.Command(os.Args[0]), ended: make(chan struct{}), more: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), roleVariable+"="+string(text))
+	p := &Process{t: t, name: name, cmd: exec.Command(os.Args[0]), ended: make(chan struct{}), more: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), variable+"="+string(text))
 	// If the test's process is killed, a process that runs finds its standard
 	// input closed. One that is frozen cannot, but then it is a stopped member of
 	// an orphaned process group, and those get a SIGHUP.
@@ -59,7 +70,7 @@ func start(t *testing.T, r role) *process {
 }
 
 // logOf collects a process's standard error.
-type logOf struct{ p *process }
+type logOf struct{ p *Process }
 
 func (l logOf) Write(text []byte) (int, error) {
 	l.p.mu.Lock()
@@ -67,7 +78,7 @@ func (l logOf) Write(text []byte) (int, error) {
 	return l.p.log.Write(text)
 }
 
-func (p *process) heard(line string) {
+func (p *Process) heard(line string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lines = append(p.lines, line)
@@ -75,7 +86,7 @@ func (p *process) heard(line string) {
 	p.more = make(chan struct{})
 }
 
-func (p *process) cleanUp() {
+func (p *Process) cleanUp() {
 	_ = p.cmd.Process.Kill() // no error if it has ended
 	<-p.ended
 	if p.t.Failed() {
@@ -91,9 +102,9 @@ func shortened(text string) string {
 	return text
 }
 
-// said returns the lines that the process has said so far and that begin with a
+// Said returns the lines that the process has said so far and that begin with a
 // word, and a channel that is closed when there is another line.
-func (p *process) said(word string) (lines []string, more <-chan struct{}) {
+func (p *Process) Said(word string) (lines []string, more <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, line := range p.lines {
@@ -104,19 +115,19 @@ func (p *process) said(word string) (lines []string, more <-chan struct{}) {
 	return lines, p.more
 }
 
-// times returns how often the process has said a word so far.
-func (p *process) times(word string) int {
-	lines, _ := p.said(word)
+// Times returns how often the process has said a word so far.
+func (p *Process) Times(word string) int {
+	lines, _ := p.Said(word)
 	return len(lines)
 }
 
-// await waits until the process has said a word n times, and returns what it
-// said the n-th time.
-func (p *process) await(word string, n int) string {
+// Await waits until the process has said a word n times, and returns what it
+// Said the n-th time.
+func (p *Process) Await(word string, n int) string {
 	p.t.Helper()
 	timeout := time.After(limit)
 	for ended := false; ; {
-		lines, more := p.said(word)
+		lines, more := p.Said(word)
 		if len(lines) >= n {
 			return lines[n-1]
 		}
@@ -133,13 +144,13 @@ func (p *process) await(word string, n int) string {
 	}
 }
 
-// signal sends a signal to the process.
-func (p *process) signal(s syscall.Signal) {
+// Signal sends a signal to the process.
+func (p *Process) Signal(s syscall.Signal) {
 	p.t.Helper()
 	must(p.t, p.cmd.Process.Signal(s))
 }
 
-func (p *process) wait() error {
+func (p *Process) Wait() error {
 	p.t.Helper()
 	select {
 	case <-p.ended:
@@ -150,29 +161,43 @@ func (p *process) wait() error {
 	}
 }
 
-// stop ends the process as an operator would, and wants it to go in peace.
-func (p *process) stop() {
+// Stop ends the process as an operator would, and wants it to go in peace.
+func (p *Process) Stop() {
 	p.t.Helper()
-	p.await("running", 1) // before that, SIGTERM is like any other end
-	p.signal(syscall.SIGTERM)
-	if err := p.wait(); err != nil {
+	p.Await("running", 1) // before that, SIGTERM is like any other end
+	p.Signal(syscall.SIGTERM)
+	if err := p.Wait(); err != nil {
 		p.t.Errorf("%s, told to stop: %v", p.name, err)
 	}
 }
 
-// kill ends the process with SIGKILL.
-func (p *process) kill() {
+// Kill ends the process with SIGKILL.
+func (p *Process) Kill() {
 	p.t.Helper()
-	p.signal(syscall.SIGKILL)
-	p.awaitDeath()
+	p.Signal(syscall.SIGKILL)
+	p.AwaitDeath()
 }
 
-// awaitDeath waits until the process has been killed, by whomever.
-func (p *process) awaitDeath() {
+// AwaitDeath waits until the process has been killed, by whomever.
+func (p *Process) AwaitDeath() {
 	p.t.Helper()
 	var exit *exec.ExitError
-	err := p.wait()
+	err := p.Wait()
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		p.t.Fatalf("%s was not killed: %v", p.name, err)
+	}
+}
+
+// Logged returns how often a process has Logged a text so far.
+func (p *Process) Logged(text string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return strings.Count(p.log.String(), text)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
