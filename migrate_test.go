@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -31,6 +32,65 @@ func TestMigrateFromManyProcessesAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	must(t, (&oncemill.Inbox{DB: testenv.Open(t, url)}).Check(within(t)))
+}
+
+func TestMigrateKeepsTheRowsOfAnOlderSchema(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", `Odd "name".; --`} {
+		db := testenv.Open(t, testenv.EmptyPostgresURL(t))
+		migrations, err := schema.Under(name)
+		must(t, err)
+		run := func(query string) {
+			t.Helper()
+			_, err := db.Exec(strings.ReplaceAll(query, "oncemill.", schema.Quote(name)+"."))
+			must(t, err)
+		}
+		run(migrations[0].SQL)
+		run(`INSERT INTO oncemill.outbox (topic, payload) VALUES ('t', ''), ('t', 'payload')`)
+		run(`INSERT INTO oncemill.claims (consumer, key) VALUES ('c', 'k')`)
+		in := &oncemill.Inbox{DB: db, Schema: name}
+		err = in.Check(within(t))
+		want(t, err, oncemill.ErrSchema)
+		wantText(t, err, "version 1, too old", "oncemill migrate")
+
+		for range 2 { // the second time there is nothing to do
+			must(t, oncemill.Migrate(within(t), db, name))
+		}
+		must(t, in.Check(within(t)))
+		run(`DELETE FROM oncemill.claims WHERE consumer = 'c' AND key = 'k'`)
+		var rows string
+		query := `SELECT string_agg(concat_ws(' ', topic, encode(payload, 'escape'), ordering_key IS NULL), ',' ORDER BY id) FROM ` + schema.Quote(name) + `.outbox`
+		must(t, db.QueryRow(query).Scan(&rows))
+		if rows != "t  t,t payload t" {
+			t.Errorf("rows are %q", rows)
+		}
+		run(`INSERT INTO oncemill.outbox (topic, ordering_key, payload) VALUES ('t', 'key', NULL)`)
+	}
+}
+
+// The files can be run backwards by a tool that reads goose's annotations.
+func TestMigrationsCanBeUndone(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.exec(`INSERT INTO oncemill.outbox (topic, ordering_key, payload) VALUES ('t', 'key', NULL)`)
+	migrations, err := schema.Under("")
+	must(t, err)
+	for i := len(migrations) - 1; i >= 0; i-- {
+		file, err := schema.FS.ReadFile(migrations[i].Name)
+		must(t, err)
+		_, down, found := strings.Cut(string(file), "-- +goose Down")
+		if !found {
+			t.Fatalf("%s cannot be undone", migrations[i].Name)
+		}
+		f.exec(down)
+		version, err := dbcheck.Version(within(t), f.db, "")
+		must(t, err)
+		if version != i {
+			t.Errorf("%s undone: version %d", migrations[i].Name, version)
+		}
+		must(t, oncemill.Migrate(within(t), f.db, ""))
+		f.exec(down)
+	}
 }
 
 func TestTwoSchemasInOneDatabase(t *testing.T) {

@@ -22,6 +22,13 @@
 // inserted, but transactions commit in another, several relays work side by side
 // and a deferred row is overtaken by those behind it.
 //
+// Rows with the same ordering key go to the same partition of a Kafka topic; see
+// [OrderingKeyMetadata]. A single relay publishes them in the order of their ids
+// as long as none of them fails. Ids follow commits where the transactions that
+// write rows with one key wait for one another, as those do that first lock the
+// same order or account. Several relays, or a row that is deferred, may still
+// change the order.
+//
 // # What happens when something fails
 //
 //	transaction rolls back           the message was never there
@@ -53,26 +60,34 @@
 // An INSERT from any language is a publisher: only the topic has no default. The
 // columns of the table oncemill.outbox that are the writer's:
 //
-//	topic       text         where the message goes: a NATS subject, a Kafka topic
-//	uuid        text         the Watermill message UUID; default: random
-//	metadata    jsonb        headers, an object of strings; default: empty. Values of
-//	                         other types are sent as their JSON text, null as "".
-//	payload     bytea        the body; default: empty
-//	not_before  timestamptz  when to publish it; default: NULL, at once
+//	topic         text         where the message goes: a NATS subject, a Kafka topic
+//	uuid          text         the Watermill message UUID; default: random
+//	metadata      jsonb        headers, an object of strings; default: empty. Values of
+//	                           other types are sent as their JSON text, null as "".
+//	ordering_key  bytea        rows with the same one belong together and in order: the
+//	                           key of a Kafka record; default: NULL, none
+//	payload       bytea        the body; default: empty. NULL is a tombstone, a Kafka
+//	                           record without a value; other brokers get an empty body.
+//	not_before    timestamptz  when to publish it; default: NULL, at once
 //
 // and those that are the relay's:
 //
-//	id          bigint       follows the order of inserts
-//	dedup_id    uuid         what the broker deduplicates on; default: random
-//	created_at  timestamptz  default: the begin of the transaction
-//	attempts    integer      failed attempts to publish
-//	parked_at   timestamptz  when it was given up, NULL while it was not
-//	last_error  text         of the last failed attempt
+//	id            bigint       follows the order of inserts
+//	dedup_id      uuid         what the broker deduplicates on; default: random
+//	created_at    timestamptz  default: the begin of the transaction
+//	attempts      integer      failed attempts to publish
+//	parked_at     timestamptz  when it was given up, NULL while it was not
+//	last_error    text         of the last failed attempt
 //
 // For example:
 //
 //	INSERT INTO oncemill.outbox (topic, metadata, payload)
 //	VALUES ('orders.paid', '{"tenant": "acme"}', convert_to('{"order": 7}', 'UTF8'));
+//
+//	INSERT INTO oncemill.outbox (topic, ordering_key, payload)
+//	VALUES ('orders', 'order-7', '{"state": "paid"}');
+//
+// A literal of type bytea stands for its own bytes as long as it has no backslash.
 //
 // Relays find such a row at their next poll. To wake them at once, execute NOTIFY
 // on the channel that [Channel] names, in a statement of its own after the
@@ -82,12 +97,14 @@
 // jsonb can hold neither NUL nor what is not UTF-8. Metadata with such keys or
 // values, as dead letters of foreign messages have, is kept in the member
 // "oncemill:base64" of the metadata column, an object whose keys and values are
-// base64; that member's name is reserved.
+// base64; that member's name is reserved. So is "oncemill-ordering-key", whose
+// value is the row's ordering key if the column ordering_key is NULL.
 //
 // # Vocabulary
 //
 // row: a message in the table. relay: what moves rows to the broker. sink: the
-// broker as the relay sees it. dedup id: the UUID on which the broker drops
-// repetitions. deferred: to be tried again later. parked: not to be tried again
-// by itself.
+// broker as the relay sees it. ordering key: what rows that belong together and
+// in order have in common. tombstone: a message without a payload. dedup id: the
+// UUID on which the broker drops repetitions. deferred: to be tried again later.
+// parked: not to be tried again by itself.
 package outbox

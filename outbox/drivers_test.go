@@ -20,6 +20,11 @@ import (
 // in each of the ways that they pass arguments.
 func TestDrivers(t *testing.T) {
 	t.Parallel()
+	eachDriver(t, testDriver)
+}
+
+func eachDriver(t *testing.T, run func(t *testing.T, db *sql.DB, address string)) {
+	t.Helper()
 	for name, test := range map[string]struct{ driver, parameter, value string }{
 		"pq":                  {"postgres", "", ""},
 		"pq binary":           {"postgres", "binary_parameters", "yes"},
@@ -33,7 +38,7 @@ func TestDrivers(t *testing.T) {
 			t.Parallel()
 			address := testenv.PostgresURL(t)
 			db := openWith(t, test.driver, address, test.parameter, test.value)
-			testDriver(t, db, address)
+			run(t, db, address)
 		})
 	}
 }

@@ -18,12 +18,15 @@ const binaryMember = "oncemill:base64"
 
 // An encodedRow is a message as the table's columns take it.
 type encodedRow struct {
-	uuid     string
-	metadata string // JSON
-	payload  []byte
+	uuid        string
+	metadata    string // JSON
+	orderingKey []byte // nil: NULL
+	payload     []byte // nil: NULL
 }
 
-func (r encodedRow) size() int { return len(r.uuid) + len(r.metadata) + len(r.payload) }
+func (r encodedRow) size() int {
+	return len(r.uuid) + len(r.metadata) + len(r.orderingKey) + len(r.payload)
+}
 
 // encode checks the messages of one call and returns their rows.
 func encode(topic string, msgs []*message.Message) ([]encodedRow, error) {
@@ -62,11 +65,11 @@ func encodeMessage(msg *message.Message) (encodedRow, error) {
 	if err != nil {
 		return encodedRow{}, fmt.Errorf("%w: metadata: %w", ErrInvalid, err)
 	}
-	payload := []byte(msg.Payload)
-	if payload == nil {
-		payload = []byte{} // a nil slice would be NULL
+	row := encodedRow{uuid: msg.UUID, metadata: metadata, payload: msg.Payload}
+	if key, ok := msg.Metadata[OrderingKeyMetadata]; ok {
+		row.orderingKey = []byte(key) // not nil, even if it is empty
 	}
-	return encodedRow{uuid: msg.UUID, metadata: metadata, payload: payload}, nil
+	return row, nil
 }
 
 // isText reports whether s fits into a column of type text.
@@ -74,15 +77,17 @@ func isText(s string) bool {
 	return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 }
 
-// encodeMetadata returns metadata as a JSON object. Any bytes are allowed in
-// keys and values; decodeMetadata gives back the same.
+// encodeMetadata returns metadata, but for the ordering key, as a JSON object. Any
+// bytes are allowed in keys and values; decodeMetadata gives back the same.
 func encodeMetadata(metadata message.Metadata) (string, error) {
 	plain := make(map[string]any, len(metadata))
 	binary := make(map[string]string)
 	for key, value := range metadata {
-		if isText(key) && isText(value) && key != binaryMember {
+		switch {
+		case key == OrderingKeyMetadata: // has a column of its own
+		case isText(key) && isText(value) && key != binaryMember:
 			plain[key] = value
-		} else {
+		default:
 			binary[toBase64(key)] = toBase64(value)
 		}
 	}

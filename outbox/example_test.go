@@ -9,6 +9,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill/internal/testenv"
@@ -36,6 +37,7 @@ func TestExamples(t *testing.T) {
 		"PublisherSink": {ExamplePublisherSink, "orders.paid with dedup id: true\n"},
 		"Relay.Ready":   {ExampleRelay_Ready, "outbox: relay has not finished a round yet\n"},
 		"sql":           {Example_sql, "published to orders.paid: {\"order\": 7}\n<nil>\n"},
+		"orderingKey":   {Example_orderingKey, "order-7: paid\norder-7: sent\n<nil>\n"},
 	} {
 		exampleURL = testenv.PostgresURL(t)
 		exampleDB = testenv.Open(t, exampleURL)
@@ -169,6 +171,29 @@ func ExamplePublisherSink() {
 func ExampleRelay_Ready() {
 	relay := &outbox.Relay{DB: exampleDB, Sink: printer{}}
 	fmt.Println(relay.Ready()) // nil once relay.Run has made its first round
+}
+
+// Messages about one order go to one partition of a Kafka topic, one behind the
+// other.
+func Example_orderingKey() {
+	paid := message.NewMessage(watermill.NewUUID(), []byte("paid"))
+	sent := message.NewMessage(watermill.NewUUID(), []byte("sent"))
+	for _, msg := range []*message.Message{paid, sent} {
+		msg.Metadata.Set(outbox.OrderingKeyMetadata, "order-7")
+	}
+	if err := (&outbox.Publisher{DB: exampleDB}).Publish("orders", paid, sent); err != nil {
+		log.Fatal(err)
+	}
+
+	ctx, stop := context.WithCancel(context.Background())
+	sink := script(func(_ context.Context, rows []outbox.Row) []error { // kafka.Sink in earnest
+		for _, row := range rows {
+			fmt.Printf("%s: %s\n", row.OrderingKey, row.Payload)
+		}
+		stop()
+		return make([]error, len(rows))
+	})
+	fmt.Println((&outbox.Relay{DB: exampleDB, Sink: sink}).Run(ctx))
 }
 
 // An INSERT from any language is a publisher.

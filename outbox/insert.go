@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// chunkRows and chunkBytes limit one INSERT. A row takes three of the 65,535
+	// chunkRows and chunkBytes limit one INSERT. A row takes four of the 65,535
 	// parameters that the protocol allows.
 	chunkRows  = 1000
 	chunkBytes = 16 << 20
@@ -43,16 +43,17 @@ func chunk(rows []encodedRow) int {
 // drivers do not agree on how arrays are passed.
 func insertChunk(ctx context.Context, tx Executor, schemaName, topic string, rows []encodedRow) error {
 	var query strings.Builder
-	query.WriteString(`INSERT INTO ` + schema.Quote(schemaName) + `.outbox (topic, uuid, metadata, payload) VALUES `)
-	args := make([]any, 1, 1+3*len(rows))
+	query.WriteString(`INSERT INTO ` + schema.Quote(schemaName) + `.outbox (topic, uuid, metadata, ordering_key, payload) VALUES `)
+	args := make([]any, 1, 1+4*len(rows))
 	args[0] = topic
 	for i, row := range rows {
 		if i > 0 {
 			query.WriteByte(',')
 		}
 		n := len(args)
-		query.WriteString(`($1::text,$` + strconv.Itoa(n+1) + `::text,$` + strconv.Itoa(n+2) + `::text::jsonb,$` + strconv.Itoa(n+3) + `::bytea)`)
-		args = append(args, row.uuid, row.metadata, row.payload)
+		query.WriteString(`($1::text,$` + strconv.Itoa(n+1) + `::text,$` + strconv.Itoa(n+2) + `::text::jsonb,$` +
+			strconv.Itoa(n+3) + `::bytea,$` + strconv.Itoa(n+4) + `::bytea)`)
+		args = append(args, row.uuid, row.metadata, row.orderingKey, row.payload)
 	}
 	_, err := tx.ExecContext(ctx, query.String(), args...)
 	return err

@@ -47,7 +47,9 @@ var _ message.Publisher = (*Publisher)(nil)
 // call must have the same transaction, or none; without one Publish returns
 // ErrNoTx, unless the Publisher has a DB.
 //
-// The UUID may be empty. Metadata may hold any bytes. A topic or UUID that
+// The UUID may be empty. Metadata may hold any bytes; OrderingKeyMetadata among
+// them is stored as the row's ordering key. A nil payload is stored as none, a
+// tombstone, which an empty one is not. A topic or UUID that
 // contains NUL or is not UTF-8 is refused with ErrInvalid, as are a nil message
 // and an empty topic. An error is an *Error.
 func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {

@@ -14,7 +14,8 @@ const DedupMetadata = "oncemill-dedup-id"
 // A PublisherSink is a Sink on top of any Watermill publisher. It publishes one
 // row after another and takes a nil from Publish for the broker's
 // acknowledgement, so the publisher must be a synchronous one. Messages keep
-// their UUID.
+// their UUID, and have their ordering key in the metadata under
+// OrderingKeyMetadata again. The payload of a tombstone is nil.
 //
 // An error of the publisher defers its row, unless the error wraps ErrRefused or
 // ErrUnavailable. Rows that the batch's deadline leaves no time for stay as they
@@ -48,6 +49,9 @@ func (s PublisherSink) message(ctx context.Context, row Row) *message.Message {
 	msg := message.NewMessageWithContext(ctx, row.UUID, row.Payload)
 	for key, value := range row.Metadata {
 		msg.Metadata[key] = value
+	}
+	if row.OrderingKey != nil {
+		msg.Metadata[OrderingKeyMetadata] = string(row.OrderingKey)
 	}
 	msg.Metadata[or(s.DedupKey, DedupMetadata)] = row.DedupID
 	return msg

@@ -39,6 +39,32 @@ func TestPublisherSink(t *testing.T) {
 	}
 }
 
+func TestPublisherSinkHandsOnOrderingKeysAndTombstones(t *testing.T) {
+	t.Parallel()
+	rows := []outbox.Row{
+		{OrderingKey: []byte("\x00\xff"), Metadata: message.Metadata{"a": "b"}},
+		{OrderingKey: []byte{}, Payload: []byte{}},
+		{},
+	}
+	var got []*message.Message
+	sink := outbox.PublisherSink{Publisher: publisherFunc(func(_ string, msgs ...*message.Message) error {
+		got = append(got, msgs...)
+		return nil
+	})}
+	if err := errors.Join(sink.PublishBatch(t.Context(), rows)...); err != nil {
+		t.Fatal(err)
+	}
+	for i, row := range rows {
+		key, ok := got[i].Metadata[outbox.OrderingKeyMetadata]
+		if ok != (row.OrderingKey != nil) || key != string(row.OrderingKey) || (got[i].Payload == nil) != (row.Payload == nil) {
+			t.Errorf("row %+v: message %+v", row, got[i])
+		}
+	}
+	if len(rows[0].Metadata) != 1 {
+		t.Errorf("the row's own metadata is changed: %v", rows[0].Metadata)
+	}
+}
+
 // Rows that a slow publisher leaves no time for are not to blame.
 func TestPublisherSinkStopsAtTheDeadline(t *testing.T) {
 	t.Parallel()

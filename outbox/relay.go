@@ -14,8 +14,8 @@ import (
 	"github.com/oncemill/oncemill/schema"
 )
 
-// batchBytes is about how much payload and metadata a relay holds in memory at
-// a time. A single row may be larger.
+// batchBytes is about how many bytes of payloads, ordering keys and metadata a
+// relay holds in memory at a time. A single row may be larger.
 const batchBytes = 16 << 20
 
 const (

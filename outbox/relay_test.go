@@ -377,13 +377,18 @@ func TestLateCommitIsNotPassedBy(t *testing.T) {
 	}
 }
 
-// Payloads bound a batch as well, so that a relay's memory is bounded.
+// Payloads and ordering keys bound a batch as well, so that a relay's memory is
+// bounded.
 func TestBatchIsBoundedByBytes(t *testing.T) {
 	t.Parallel()
 	db := testenv.DB(t)
-	for _, megabytes := range []int{7, 7, 7, 40, 1, 1} {
-		payload := bytes.Repeat([]byte{'x'}, megabytes<<20)
-		if err := (&outbox.Publisher{DB: db}).Publish("t", message.NewMessage("", payload)); err != nil {
+	for i, megabytes := range []int{7, 7, 7, 40, 1, 1} {
+		msg := message.NewMessage("", bytes.Repeat([]byte{'x'}, megabytes<<20))
+		if i%2 == 1 {
+			msg.Metadata.Set(outbox.OrderingKeyMetadata, string(msg.Payload))
+			msg.Payload = nil
+		}
+		if err := (&outbox.Publisher{DB: db}).Publish("t", msg); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -144,20 +144,21 @@ func (f *fetched) empty() bool { return len(f.rows) == 0 && len(f.broken) == 0 }
 func (l *loop) fetch(ctx context.Context, tx *sql.Tx) (*fetched, error) {
 	query := fmt.Sprintf(`
 		WITH due AS MATERIALIZED (
-			SELECT id, dedup_id, topic, uuid, metadata, payload, created_at, attempts
+			SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts
 			FROM %s
 			WHERE id >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
 			ORDER BY id
 			LIMIT %d
 			FOR UPDATE SKIP LOCKED
 		), sized AS (
-			SELECT due.*, octet_length(payload) + pg_column_size(metadata) AS size, count(*) OVER () AS locked
+			SELECT due.*, count(*) OVER () AS locked,
+			       coalesce(octet_length(payload), 0) + coalesce(octet_length(ordering_key), 0) + pg_column_size(metadata) AS size
 			FROM due
 		), summed AS (
 			SELECT sized.*, sum(size) OVER (ORDER BY id) - size AS before
 			FROM sized
 		)
-		SELECT id, dedup_id::text, topic, uuid, metadata::text, payload,
+		SELECT id, dedup_id::text, topic, uuid, metadata::text, ordering_key, payload,
 		       CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN created_at ELSE now() END,
 		       attempts, locked
 		FROM summed
@@ -182,7 +183,8 @@ func (f *fetched) scan(rows *sql.Rows, batch int) error {
 	var row Row
 	var metadata []byte
 	var locked int
-	err := rows.Scan(&row.ID, &row.DedupID, &row.Topic, &row.UUID, &metadata, &row.Payload, &row.CreatedAt, &row.Attempts, &locked)
+	err := rows.Scan(&row.ID, &row.DedupID, &row.Topic, &row.UUID, &metadata, &row.OrderingKey, &row.Payload,
+		&row.CreatedAt, &row.Attempts, &locked)
 	if err != nil {
 		return err
 	}
@@ -194,12 +196,23 @@ func (f *fetched) scan(rows *sql.Rows, batch int) error {
 	if err != nil {
 		f.broken = append(f.broken, failure{row: row, err: err, park: true})
 	} else {
+		row.takeOrderingKey()
 		row.Metadata[OriginMetadata] = row.CreatedAt.UTC().Format(time.RFC3339Nano)
 		f.rows = append(f.rows, row)
 	}
 	read := len(f.rows) + len(f.broken)
 	f.more = locked == batch || read < locked
 	return nil
+}
+
+// takeOrderingKey moves an ordering key from the metadata to its place. Only an
+// INSERT from SQL can have left it there.
+func (r *Row) takeOrderingKey() {
+	key, ok := r.Metadata[OrderingKeyMetadata]
+	if ok && r.OrderingKey == nil {
+		r.OrderingKey = []byte(key)
+	}
+	delete(r.Metadata, OrderingKeyMetadata)
 }
 
 // publish hands the rows to the Sink and judges its answers.

@@ -13,6 +13,13 @@ import (
 // A consumer whose claims are purged compares it with the purge's watermark.
 const OriginMetadata = "oncemill-origin"
 
+// OrderingKeyMetadata is the metadata key of a message's ordering key: messages
+// with the same one belong together and in order, as those about one customer do.
+// A Publisher takes the entry out of the metadata and stores its value, which may
+// be any bytes and also empty, in a column of its own; a Sink for Kafka makes it
+// the record's key. A message without the entry has no ordering key.
+const OrderingKeyMetadata = "oncemill-ordering-key"
+
 // A Row is one message in the outbox table.
 type Row struct {
 	// ID is the row's primary key. It follows the order of inserts, not of
@@ -30,10 +37,17 @@ type Row struct {
 	// UUID is the Watermill message's UUID, as the handler set it.
 	UUID string
 
-	// Metadata is the Watermill message's metadata, with OriginMetadata added.
+	// Metadata is the Watermill message's metadata, with OriginMetadata added and
+	// without OrderingKeyMetadata.
 	Metadata message.Metadata
 
-	// Payload is the message's body, as it was published.
+	// OrderingKey is what rows that belong together and in order have in common.
+	// nil means that the row has none, which an empty key is not.
+	OrderingKey []byte
+
+	// Payload is the message's body, as it was published. nil means that it has
+	// none: it is a tombstone, a Kafka record without a value. A broker that knows
+	// no tombstones gets an empty body.
 	Payload []byte
 
 	// CreatedAt is the time of the transaction that wrote the row, by the

@@ -21,13 +21,14 @@ import (
 // Default is the name of the Postgres schema where none is given.
 const Default = "oncemill"
 
-// Version is the schema version that this build needs. It also runs on the
-// version before it, so that binaries and schema can be upgraded one after the
-// other.
-const Version = 1
+// Version is the schema version that this build needs. A build also runs on the
+// version of the release before it, so that binaries and schema can be upgraded
+// one after the other.
+const Version = 2
 
-// Oldest is the oldest schema version that this build runs on.
-const Oldest = 1
+// Oldest is the oldest schema version that this build runs on. Version 1 was never
+// released, so nothing needs to run on it.
+const Oldest = 2
 
 // FS holds the migration files, named NNNN_name.sql.
 //

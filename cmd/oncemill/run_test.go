@@ -12,6 +12,7 @@ import (
 
 	main "github.com/oncemill/oncemill/cmd/oncemill"
 	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/schema"
 )
 
 // buildDir is where tests build the program.
@@ -74,9 +75,10 @@ func TestHelpTeaches(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	t.Parallel()
+	version := fmt.Sprintf("schema %d", schema.Version)
 	for _, arg := range []string{"version", "--version"} {
 		code, stdout, stderr := call(t, nil, arg)
-		if code != 0 || !strings.HasPrefix(stdout, "oncemill ") || !strings.Contains(stdout, "schema 1") || stderr != "" {
+		if code != 0 || !strings.HasPrefix(stdout, "oncemill ") || !strings.Contains(stdout, version) || stderr != "" {
 			t.Errorf("%s: exit code %d, stdout %q, stderr %q", arg, code, stdout, stderr)
 		}
 	}
@@ -150,16 +152,16 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyPostgresURL(t)
 	db := testenv.Open(t, url)
-	for _, schema := range []string{"oncemill", `it's "odd"`} {
+	for _, name := range []string{"oncemill", `it's "odd"`} {
 		for range 2 { // the second time there is nothing to do
-			code, stdout, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": url, "ONCEMILL_SCHEMA": "overridden"}, "migrate", "--schema", schema)
-			if code != 0 || !strings.Contains(stdout, "has version 1") || stderr != "" {
+			code, stdout, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": url, "ONCEMILL_SCHEMA": "overridden"}, "migrate", "--schema", name)
+			if code != 0 || !strings.Contains(stdout, fmt.Sprintf("has version %d", schema.Version)) || stderr != "" {
 				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 			}
 		}
 		var exists bool
-		if err := db.QueryRow(`SELECT EXISTS (SELECT FROM information_schema.tables WHERE table_schema = $1 AND table_name = 'outbox')`, schema).Scan(&exists); err != nil || !exists {
-			t.Errorf("schema %s: no tables (%v)", schema, err)
+		if err := db.QueryRow(`SELECT EXISTS (SELECT FROM information_schema.tables WHERE table_schema = $1 AND table_name = 'outbox')`, name).Scan(&exists); err != nil || !exists {
+			t.Errorf("schema %s: no tables (%v)", name, err)
 		}
 	}
 }
@@ -167,18 +169,17 @@ func TestMigrate(t *testing.T) {
 func TestMigratePrintNeedsNoDatabase(t *testing.T) {
 	t.Parallel()
 	db := testenv.Open(t, testenv.EmptyPostgresURL(t))
-	for _, schema := range []string{"oncemill", `it's "odd"`} {
-		code, stdout, stderr := call(t, map[string]string{"ONCEMILL_SCHEMA": schema}, "migrate", "--print")
+	for _, name := range []string{"oncemill", `it's "odd"`} {
+		code, stdout, stderr := call(t, map[string]string{"ONCEMILL_SCHEMA": name}, "migrate", "--print")
 		if code != 0 || stderr != "" {
 			t.Fatalf("exit code %d, stderr %q", code, stderr)
 		}
 		if _, err := db.Exec(stdout); err != nil {
-			t.Fatalf("schema %s: what was printed does not run: %v", schema, err)
+			t.Fatalf("schema %s: what was printed does not run: %v", name, err)
 		}
 		var n int
-		quoted := `"` + strings.ReplaceAll(schema, `"`, `""`) + `"`
-		if err := db.QueryRow(fmt.Sprintf(`SELECT max(version) FROM %s.schema_version`, quoted)).Scan(&n); err != nil || n != 1 {
-			t.Errorf("schema %s: version %d (%v)", schema, n, err)
+		if err := db.QueryRow(fmt.Sprintf(`SELECT max(version) FROM %s.schema_version`, schema.Quote(name))).Scan(&n); err != nil || n != schema.Version {
+			t.Errorf("schema %s: version %d (%v)", name, n, err)
 		}
 	}
 }

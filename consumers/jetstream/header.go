@@ -49,7 +49,8 @@ func decode(raw *nats.Msg) *message.Message {
 // Metadata that begins with "Nats-" are only sent if control is set. A received
 // message carries those that it was published with, and a copy that repeats its
 // Nats-Msg-Id would be dropped as a duplicate, one that repeats its Nats-Rollup
-// would delete what is in the stream.
+// would delete what is in the stream. The ordering key is not sent: JetStream has
+// no use for it, and it may hold bytes that no header can carry.
 func encode(topic, uuid string, metadata message.Metadata, payload []byte, control bool) (*nats.Msg, error) {
 	if err := checkSubject(topic, false); err != nil {
 		return nil, fmt.Errorf("%w: %w", outbox.ErrRefused, err)
@@ -58,6 +59,7 @@ func encode(topic, uuid string, metadata message.Metadata, payload []byte, contr
 	for name := range metadata {
 		switch {
 		case multivalue.Folded(metadata, name): // its first value takes it along
+		case name == outbox.OrderingKeyMetadata:
 		case !control && strings.HasPrefix(name, serverHeaders):
 		default:
 			header[name] = multivalue.Values(metadata, name)

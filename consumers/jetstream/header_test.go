@@ -2,6 +2,7 @@ package jetstream_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/outbox"
 )
 
 func TestAllValuesOfAHeaderAreKept(t *testing.T) {
@@ -62,6 +64,28 @@ func TestThePublisherFoldsNumberedMetadata(t *testing.T) {
 		t.Errorf("headers %q", d.Header)
 	}
 	got.Ack()
+}
+
+// An ordering key is for Kafka, and may hold bytes that no header can carry.
+func TestOrderingKeysAreNotSent(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	metadata := message.Metadata{"a": "b", outbox.OrderingKeyMetadata: "order\x00\r\n\xff"}
+	msg := message.NewMessage("u", nil)
+	msg.Metadata = metadata
+	sink := &jetstream.Sink{Conn: b.nc, ServerHeaders: true}
+	rows := []outbox.Row{{DedupID: "d", Topic: b.topic("a"), OrderingKey: []byte("order\x00"), Metadata: metadata}}
+	must(t, (&jetstream.Publisher{Conn: b.nc}).Publish(b.topic("a"), msg))
+	must(t, errors.Join(sink.PublishBatch(t.Context(), rows)...))
+	messages := b.subscribe(b.subscriber("g"), b.topic("a"))
+	for range 2 {
+		got := receive(t, messages)
+		delete(got.Metadata, nats.MsgIdHdr)
+		if !maps.Equal(got.Metadata, message.Metadata{"a": "b"}) || len(got.Payload) != 0 {
+			t.Errorf("metadata %q, payload %q", got.Metadata, got.Payload)
+		}
+		got.Ack()
+	}
 }
 
 func TestForeignMessagesArrive(t *testing.T) {

@@ -3,11 +3,13 @@ package dbcheck_test
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/schema"
 )
 
 func TestCheck(t *testing.T) {
@@ -26,6 +28,8 @@ func TestCheck(t *testing.T) {
 	closed := testenv.DB(t)
 	closed.Close()
 
+	needed := fmt.Sprintf("version %d is needed", schema.Version)
+
 	for name, test := range map[string]struct {
 		db     *sql.DB
 		schema string
@@ -34,9 +38,9 @@ func TestCheck(t *testing.T) {
 	}{
 		"good":          {good, "", nil, nil},
 		"same name":     {good, "oncemill", nil, nil},
-		"other schema":  {good, "its own", dbcheck.ErrSchema, []string{`"its own"`, "version 1 is needed", "oncemill migrate --schema 'its own'"}},
-		"no schema":     {empty, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 1 is needed", "oncemill migrate"}},
-		"too new":       {tooNew, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 99", "needs version 1", "upgrade"}},
+		"other schema":  {good, "its own", dbcheck.ErrSchema, []string{`"its own"`, needed, "oncemill migrate --schema 'its own'"}},
+		"no schema":     {empty, "", dbcheck.ErrSchema, []string{`"oncemill"`, needed, "oncemill migrate"}},
+		"too new":       {tooNew, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 99", fmt.Sprintf("needs version %d", schema.Version), "upgrade"}},
 		"old session":   {spoilt, "", nil, nil},
 		"read-only":     {readOnly, "", dbcheck.ErrReadOnly, []string{"default_transaction_read_only"}},
 		"no connection": {closed, "", dbcheck.ErrUnreachable, []string{"check the address"}},
@@ -55,7 +59,9 @@ func TestCheck(t *testing.T) {
 
 func TestSupported(t *testing.T) {
 	t.Parallel()
-	for found, want := range map[int]string{0: "no Oncemill tables", 1: "", 2: "too new", -1: "too old"} {
+	for found, want := range map[int]string{
+		0: "no Oncemill tables", schema.Oldest - 1: "too old", schema.Version: "", schema.Version + 1: "too new",
+	} {
 		err := dbcheck.Supported("", found)
 		if want == "" && err != nil || want != "" && (!errors.Is(err, dbcheck.ErrSchema) || !strings.Contains(err.Error(), want)) {
 			t.Errorf("version %d: error is %v, want %q", found, err, want)
