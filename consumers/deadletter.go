@@ -26,7 +26,13 @@ const (
 	DeadUUID     = "oncemill-dead-uuid"     // the message's UUID; the letter has its own
 	DeadPosition = "oncemill-dead-position" // its place in the broker, where known
 	DeadAt       = "oncemill-dead-at"       // when it was given up, RFC 3339 in UTC
+
+	DeadPartition = deadPlace + "partition" // where a message from Kafka was
+	DeadOffset    = deadPlace + "offset"    // the same
 )
+
+// deadPlace is in front of what a subscriber says of the message's place.
+const deadPlace = "oncemill-dead-"
 
 // grave is what a dead letter is filed under.
 type grave struct {
@@ -88,8 +94,12 @@ func deadLetterOf(msg *message.Message, g grave) *message.Message {
 	if !strings.HasPrefix(g.key, reservedKey) {
 		letter.Metadata.Set(DeadKey, headerSafe(g.key))
 	}
-	if info, _ := delivery.From(ctx); info.Position != "" {
+	info, _ := delivery.From(ctx)
+	if info.Position != "" {
 		letter.Metadata.Set(DeadPosition, info.Position)
+	}
+	for part, value := range info.Place {
+		letter.Metadata.Set(deadPlace+part, value)
 	}
 	// Two consumers may give up the same message. Whoever handles the letters
 	// should not take one of them for a duplicate of the other.

@@ -1,0 +1,77 @@
+// Package kafka connects Watermill to Apache Kafka: a Subscriber that keeps the
+// order of each partition, a Publisher, and a Sink with which an outbox.Relay
+// publishes. It is built on franz-go.
+//
+//	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:9092"))
+//	...
+//	subscriber := &kafka.Subscriber{Client: client, Group: "billing"}
+//	router.AddConsumerHandler("billing", "orders", subscriber, handle)
+//
+// The topic must exist, or be created by Subscriber.CreateTopic. TLS, SASL and
+// whatever else leads to the brokers are options of the client.
+//
+// # What is guaranteed
+//
+// Every message of the topic is delivered until it is acknowledged. An offset is
+// committed only when all messages before it in the partition are finished. A
+// message may be delivered more than once, but not without a cause: see below. To
+// make its effects happen once, use package consumers or middleware.
+//
+//	what happens                      what becomes of the messages
+//	a handler is slow                 nothing: being a member of the group does not hang on it
+//	a handler nacks                   delivered again after NakDelay; those behind it wait
+//	the process is killed             another member gets its partitions after the session
+//	                                  timeout (kgo.SessionTimeout, 45 seconds), and with them
+//	                                  what was not committed
+//	the process is frozen             the same; when it goes on, its messages' contexts end
+//	                                  and nothing more is committed in its name
+//	a partition goes to another       handlers are waited for, 3 seconds at most; what is
+//	  member                          finished is committed, the contexts of the rest end
+//	Close, or the context ends        handlers are waited for (DrainTimeout), what is finished
+//	                                  is committed, others get the partitions at once
+//	what handlers need is away        nothing is handed out until it is back
+//	brokers away                      handlers go on, commits are repeated; up to 5 seconds of
+//	                                  acknowledgements may be delivered again
+//	the topic is deleted, made anew   noticed; read from its beginning, and its messages are
+//	                                  not mistaken for old ones (Kafka 4.1 and later; before,
+//	                                  stop the group while you do that)
+//	a partition loses its last        read again from a minute before the loss, unless
+//	  records (unclean election)      kgo.ConsumeResetOffset says otherwise
+//	a transaction is aborted          its messages are not delivered (kgo.ReadCommitted)
+//
+// # Order
+//
+// Messages of a partition are handled in the order of the partition, one at a
+// time. Other partitions go on meanwhile. With MaxInFlight above 1, messages of a
+// partition are handled at the same time if they have different record keys, and
+// the order is that of each key; records without key have none.
+//
+// A message that keeps failing holds up what is behind it: that is what order
+// means. consumers.Stack makes a dead letter of it after MaxErrors. Of a process
+// that is killed by a message, Kafka does not tell; Stack.MaxDeliveries has no
+// effect here.
+//
+// # Back-pressure
+//
+// A partition that holds 1,000 messages or 4 MiB is not fetched from until it has
+// got rid of half of them. So a partition that stands still does not keep the
+// others from being read, and memory is bounded by the number of partitions.
+//
+// # Messages and records
+//
+//	message                           record
+//	UUID                              header _watermill_message_uuid, as with watermill-kafka
+//	Metadata                          headers, in the order of their names
+//	Metadata, name#2, name#3          further values of the header name
+//	Metadata oncemill-ordering-key    key
+//	Payload, nil                      value, null: a tombstone
+//
+// A record from a producer that knows nothing of Watermill has no UUID; then
+// claim by another thing: middleware.ByPosition, middleware.ByMetadata for a
+// header, or ByRecordKey. A header whose value is null arrives as an empty one;
+// FromContext has the headers as they came.
+//
+// Keys choose partitions as the Java client does, by murmur2. Sarama, and with
+// it watermill-kafka, chooses otherwise: a topic in which order matters should
+// have producers of one kind.
+package kafka

@@ -1,0 +1,395 @@
+package kafka
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/oncemill/oncemill/internal/delivery"
+)
+
+const (
+	// A partition that holds mostHeld records or mostBytes, not counting the one
+	// fetch that went beyond, is not fetched from until it holds half of that.
+	mostHeld  = 1000
+	mostBytes = 4 << 20
+)
+
+// A partition is what a session knows of one that it reads. session.mu guards it.
+//
+// Each record that was fetched is an entry in held until it and all before it are
+// finished; so what may be committed is what is before the first of them. An
+// entry is also in a lane, with those that must be handled one after another: the
+// partition's, or that of its record key. Only the first of a lane can be ready.
+type partition struct {
+	id      int32
+	topicID [16]byte
+	held    []*entry
+	bytes   int
+	lanes   map[string]*lane // by record key; one for all where the partition's order is kept
+	ready   []*entry         // to be handed out, in this order
+	running int              // handed out, or about to be
+	paused  bool             // not fetched from
+
+	// next and epoch are what may be committed: the offset behind the finished
+	// records, and the leader epoch of the last one. committed is what was.
+	next, committed int64
+	epoch           int32
+
+	retired bool          // nothing of it is handed out any more
+	gone    bool          // dropped: what becomes of its messages is of no interest
+	quiet   chan struct{} // closed when nothing is running, once it is retired
+}
+
+// A lane is a line of entries that are handled one after another.
+type lane struct {
+	line    uint64 // see delivery.Turn
+	last    uint64
+	entries []*entry
+}
+
+// An entry is a record on its way through.
+type entry struct {
+	p        *partition
+	lane     *lane
+	record   *kgo.Record
+	number   uint64        // in its lane, from 1
+	before   chan struct{} // closed when the one before it in the lane is over
+	over     chan struct{} // the same of this one
+	tries    uint64        // deliveries that were nacked
+	finished bool
+
+	// Of the delivery that is under way.
+	msg    *message.Message
+	cancel context.CancelFunc
+}
+
+// add takes up a partition.
+func (s *session) add(id int32) *partition {
+	p := &partition{id: id, lanes: make(map[string]*lane), committed: -1}
+	s.partitions[id] = p
+	s.order = append(s.order, p)
+	return p
+}
+
+// accept takes in what was fetched.
+func (s *session) accept(topicID [16]byte, fetched kgo.FetchPartition) {
+	if len(fetched.Records) == 0 {
+		return
+	}
+	s.watch.works()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.partitions[fetched.Partition]
+	switch {
+	case s.ending:
+		return
+	case p == nil && s.group != "":
+		return // it was revoked
+	case p == nil:
+		p = s.add(fetched.Partition)
+	}
+	p.topicID = topicID
+	for _, record := range fetched.Records {
+		s.enqueue(p, record)
+	}
+	if !p.paused && !p.retired && (len(p.held) >= mostHeld || p.bytes >= mostBytes) {
+		p.paused = true
+		s.client.PauseFetchPartitions(map[string][]int32{s.topic: {p.id}})
+	}
+	s.wakeUp()
+}
+
+func (s *session) enqueue(p *partition, record *kgo.Record) {
+	l := s.laneOf(p, record)
+	l.last++
+	e := &entry{p: p, lane: l, record: record, number: l.last, over: make(chan struct{})}
+	if n := len(l.entries); n > 0 {
+		e.before = l.entries[n-1].over
+	}
+	l.entries = append(l.entries, e)
+	p.held = append(p.held, e)
+	p.bytes += size(record)
+	if len(l.entries) == 1 {
+		p.ready = append(p.ready, e)
+	}
+}
+
+// laneOf finds the lane of a record, or makes one. A record without key is in no
+// line where only keys make lines.
+func (s *session) laneOf(p *partition, record *kgo.Record) *lane {
+	name := ""
+	if s.maxInFlight > 1 {
+		if record.Key == nil {
+			return &lane{}
+		}
+		name = string(record.Key)
+	}
+	l := p.lanes[name]
+	if l == nil {
+		s.lines++
+		l = &lane{line: s.lines}
+		p.lanes[name] = l
+	}
+	return l
+}
+
+func size(r *kgo.Record) int {
+	n := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		n += len(h.Key) + len(h.Value)
+	}
+	return n
+}
+
+// offer returns the entry to hand out next, nil for none. It stays the one on
+// offer until it is handed out or offer is called again, and counts as running
+// meanwhile, or its partition could be given away in the very moment in which a
+// router receives it.
+func (s *session) offer(ctx context.Context) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.offered; e != nil {
+		if s.mayHandOut(e.p) {
+			return e
+		}
+		s.offered = nil
+		e.p.ready = slices.Insert(e.p.ready, 0, e)
+		s.rest(e)
+	}
+	for i, p := range s.order {
+		if len(p.ready) == 0 || p.running >= s.maxInFlight || !s.mayHandOut(p) {
+			continue
+		}
+		e := p.ready[0]
+		p.ready = p.ready[1:]
+		p.running++
+		s.offered = e
+		s.prepare(ctx, e)
+		// The partitions take turns.
+		s.order = append(slices.Delete(s.order, i, i+1), p)
+		return e
+	}
+	return nil
+}
+
+func (s *session) mayHandOut(p *partition) bool {
+	return !s.holding && !s.ending && !p.retired
+}
+
+// prepare makes the message of one delivery.
+func (s *session) prepare(ctx context.Context, e *entry) {
+	ctx, e.cancel = context.WithCancel(ctx)
+	e.msg = decode(e.record)
+	e.msg.SetContext(s.with(ctx, e))
+}
+
+// rest ends a delivery: the entry is not running any more.
+func (s *session) rest(e *entry) {
+	e.cancel()
+	e.msg, e.cancel = nil, nil
+	p := e.p
+	if p.running--; p.running == 0 && p.quiet != nil {
+		close(p.quiet)
+		p.quiet = nil
+	}
+}
+
+// handedOut lets somebody wait for what becomes of a message.
+func (s *session) handedOut(e *entry) {
+	s.mu.Lock()
+	s.offered = nil
+	msg := e.msg
+	s.mu.Unlock()
+	s.workers.Go(func() {
+		select {
+		case <-msg.Acked():
+			s.succeeded(e)
+		case <-msg.Nacked():
+			s.again(e, s.nakDelay(e.tries+1))
+		case <-s.hard.Done():
+		}
+	})
+}
+
+// succeeded takes note of an ack.
+func (s *session) succeeded(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rest(e)
+	s.wakeUp()
+	p, l := e.p, e.lane
+	if p.gone {
+		return
+	}
+	e.finished = true
+	close(e.over)
+	l.entries = l.entries[1:]
+	switch {
+	case len(l.entries) > 0:
+		p.ready = append(p.ready, l.entries[0])
+	case s.maxInFlight > 1 && p.lanes[string(e.record.Key)] == l:
+		delete(p.lanes, string(e.record.Key)) // or there would be one for every key there ever was
+	}
+	s.advance(p)
+}
+
+// advance moves on to what may be committed.
+func (s *session) advance(p *partition) {
+	n := 0
+	for n < len(p.held) && p.held[n].finished {
+		e := p.held[n]
+		p.next, p.epoch = e.record.Offset+1, e.record.LeaderEpoch
+		p.bytes -= size(e.record)
+		p.held[n] = nil
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	p.held = p.held[n:]
+	if p.paused && len(p.held) <= mostHeld/2 && p.bytes <= mostBytes/2 {
+		s.resume(p)
+	}
+	s.mark()
+}
+
+func (s *session) resume(p *partition) {
+	p.paused = false
+	s.client.ResumeFetchPartitions(map[string][]int32{s.topic: {p.id}})
+}
+
+// again takes note of a nack: the message is delivered again after the delay, and
+// those behind it in its lane wait.
+func (s *session) again(e *entry, delay time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rest(e)
+	s.wakeUp()
+	if e.p.gone || s.ending {
+		return
+	}
+	e.tries++
+	time.AfterFunc(delay, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !e.p.gone {
+			e.p.ready = slices.Insert(e.p.ready, 0, e)
+			s.wakeUp()
+		}
+	})
+}
+
+func (s *session) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// stopHandingOut takes back what is on offer and offers nothing more.
+func (s *session) stopHandingOut() {
+	s.mu.Lock()
+	s.ending = true
+	s.mu.Unlock()
+	s.offer(s.hard) // which takes back the last one
+}
+
+// all returns the partitions.
+func (s *session) all() []*partition {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.order)
+}
+
+// retire sees to it that nothing more of some partitions is handed out.
+func (s *session) retire(ids []int32) (ps []*partition) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		if p := s.partitions[id]; p != nil {
+			p.retired = true
+			ps = append(ps, p)
+		}
+	}
+	s.wakeUp()
+	return ps
+}
+
+// awaitQuiet waits until no message of some partitions is being handled, or the
+// limit is over. It returns how many are left.
+func (s *session) awaitQuiet(ps []*partition, limit time.Duration) (left int) {
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	for _, p := range ps {
+		s.mu.Lock()
+		p.retired = true
+		if p.running > 0 && p.quiet == nil {
+			p.quiet = make(chan struct{})
+		}
+		quiet := p.quiet
+		s.mu.Unlock()
+		if quiet == nil {
+			continue
+		}
+		select {
+		case <-quiet:
+		case <-timeout.C:
+			timeout.Reset(0) // for those that follow
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range ps {
+		left += p.running
+	}
+	return left
+}
+
+// drop forgets partitions. The contexts of their messages end, and what becomes
+// of these is of no interest any more.
+func (s *session) drop(ps []*partition) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range ps {
+		if s.partitions[p.id] != p {
+			continue
+		}
+		p.gone, p.retired = true, true
+		for _, e := range p.held {
+			if e.cancel != nil {
+				e.cancel()
+			}
+			if !e.finished {
+				close(e.over)
+			}
+		}
+		if p.paused { // or it would be if it comes back
+			s.resume(p)
+		}
+		delete(s.partitions, p.id)
+		s.order = slices.DeleteFunc(s.order, func(other *partition) bool { return other == p })
+	}
+}
+
+// with returns ctx with the delivery in it, for FromContext and for the
+// middlewares.
+func (s *session) with(ctx context.Context, e *entry) context.Context {
+	d := deliveryOf(e)
+	ctx = context.WithValue(ctx, contextKey{}, d)
+	info := delivery.Info{
+		Position: d.position(),
+		Place:    d.place(),
+		Hold:     s.hold,
+	}
+	if s.maxInFlight == 1 || e.record.Key != nil {
+		info.Turn = &delivery.Turn{Line: e.lane.line, Number: e.number, Before: e.before}
+	}
+	if !s.ignoreTimestamps {
+		info.Time = d.Time
+	}
+	return delivery.With(ctx, info)
+}

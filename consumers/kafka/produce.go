@@ -1,0 +1,212 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/oncemill/oncemill/outbox"
+)
+
+// topicTrust is for how long a topic is believed to be there.
+const topicTrust = 10 * time.Second
+
+// A producer sends records with a client of its own, made from the user's when it
+// is first needed.
+type producer struct {
+	mu     sync.Mutex
+	client *kgo.Client
+	closed bool
+	topics map[string]time.Time // when each was last seen
+}
+
+// open returns the client. owner names the field's struct in errors.
+func (p *producer) open(owner string, base *kgo.Client) (*kgo.Client, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return nil, ErrClosed
+	case p.client != nil:
+		return p.client, nil
+	}
+	if err := checkProducer(owner, base); err != nil {
+		return nil, err
+	}
+	opts := []kgo.Opt{kgo.ProducerLinger(0)} // whoever waits has nothing to add
+	opts = append(opts, base.Opts()...)
+	opts = append(opts,
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		// Otherwise a record that may or may not have arrived would stay in the
+		// client until that is known, and be sent when the caller, who has long
+		// sent it again, does not reckon with it any more.
+		kgo.AllowIdempotentProduceCancellation(),
+	)
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("%s.Client: %w", owner, err)
+	}
+	p.client, p.topics = client, make(map[string]time.Time)
+	return client, nil
+}
+
+func checkProducer(owner string, client *kgo.Client) error {
+	if err := checkClient(owner, client); err != nil {
+		return err
+	}
+	if off, _ := client.OptValue(kgo.DisableIdempotentWrite).(bool); off {
+		return fmt.Errorf("%s.Client has kgo.DisableIdempotentWrite: make it without, or records could be stored twice and out of order", owner)
+	}
+	if id, _ := client.OptValue(kgo.TransactionalID).(string); id != "" {
+		return fmt.Errorf("%s.Client has kgo.TransactionalID %q: make it without, the outbox does what a transaction would be for", owner, id)
+	}
+	return nil
+}
+
+func (p *producer) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.client != nil {
+		p.client.Close()
+		p.client = nil
+	}
+	return nil
+}
+
+// send sends records and returns one error for each, in the terms of package
+// outbox: nil once all replicas that are in sync have it. A nil record's error
+// stays what it is in errs. It returns at the latest when ctx ends.
+func (p *producer) send(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
+	p.excludeMissing(ctx, client, records, errs)
+	transmit(ctx, client, records, errs)
+	for i, err := range errs {
+		// The brokers refuse a batch of records as a whole. Only a record that is
+		// alone in its batch is known to be the one that is too large.
+		if records[i] != nil && errors.Is(err, kerr.MessageTooLarge) && len(records) > 1 {
+			transmit(ctx, client, records[i:i+1], errs[i:i+1])
+		}
+	}
+	for i, err := range errs {
+		if records[i] != nil && err != nil {
+			errs[i] = produceError(client, records[i], err)
+			p.forget(client, records[i].Topic, err)
+		}
+	}
+}
+
+// transmit sends records at once and waits for what becomes of each.
+func transmit(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
+	var mu sync.Mutex
+	var waiting sync.WaitGroup
+	for i, r := range records {
+		if r == nil {
+			continue
+		}
+		// The client fills in the record; another attempt needs a new one.
+		own := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
+		waiting.Add(1)
+		client.Produce(ctx, own, func(_ *kgo.Record, err error) {
+			mu.Lock()
+			errs[i] = err
+			mu.Unlock()
+			waiting.Done()
+		})
+	}
+	waiting.Wait()
+}
+
+// excludeMissing sorts out the records whose topic is not there, which the client
+// would take many seconds to find out. Their records become nil.
+func (p *producer) excludeMissing(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
+	unknown := p.untrusted(records)
+	if auto, _ := client.OptValue(kgo.AllowAutoTopicCreation).(bool); auto || len(unknown) == 0 {
+		return
+	}
+	found, err := lookUp(ctx, client, unknown)
+	if err != nil {
+		for i, r := range records {
+			if r != nil {
+				records[i], errs[i] = nil, unavailable(err)
+			}
+		}
+		return
+	}
+	p.trust(found)
+	for i, r := range records {
+		if r == nil {
+			continue
+		}
+		if err := found[r.Topic]; err != nil && !kerr.IsRetriable(err) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+			records[i], errs[i] = nil, err
+		}
+	}
+}
+
+// untrusted returns the topics that were not seen for a while.
+func (p *producer) untrusted(records []*kgo.Record) (topics []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	asked := make(map[string]bool)
+	for _, r := range records {
+		if r != nil && !asked[r.Topic] && time.Since(p.topics[r.Topic]) > topicTrust {
+			asked[r.Topic] = true
+			topics = append(topics, r.Topic)
+		}
+	}
+	return topics
+}
+
+func (p *producer) trust(found map[string]error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for topic, err := range found {
+		if err == nil {
+			p.topics[topic] = time.Now()
+		}
+	}
+}
+
+// forget has a topic looked up again that was deleted, or deleted and made again:
+// the client would not send to another one of the same name.
+func (p *producer) forget(client *kgo.Client, topic string, err error) {
+	if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+		p.mu.Lock()
+		delete(p.topics, topic)
+		p.mu.Unlock()
+		client.PurgeTopicsFromProducing(topic)
+	}
+}
+
+// produceError says what an error of the client means for the message.
+func produceError(client *kgo.Client, r *kgo.Record, err error) error {
+	switch {
+	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
+		limit, _ := client.OptValue(kgo.ProducerBatchMaxBytes).(int32)
+		return fmt.Errorf("%w: its %d bytes are more than the topic's max.message.bytes, or the client's kgo.ProducerBatchMaxBytes of %d: %w", outbox.ErrRefused, size(r), limit, err)
+	case errors.Is(err, kerr.InvalidRecord):
+		return fmt.Errorf("%w: %w: a topic with cleanup.policy=compact takes only records with a key; set the metadata %q", outbox.ErrRefused, err, outbox.OrderingKeyMetadata)
+	case errors.Is(err, kerr.InvalidTopicException), errors.Is(err, kerr.CorruptMessage), errors.Is(err, kerr.InvalidTimestamp):
+		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
+	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.TopicAuthorizationFailed):
+		return topicError(r.Topic, err)
+	case errors.Is(err, kerr.UnknownTopicID):
+		return fmt.Errorf("topic %q was deleted and made again: %w", r.Topic, err)
+	case errors.Is(err, kerr.PolicyViolation):
+		return err
+	}
+	return unavailable(err)
+}
+
+// unavailable marks an error that is not the message's fault.
+func unavailable(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: no acknowledgement in time: %w", outbox.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%w: %w", outbox.ErrUnavailable, explained(err))
+}

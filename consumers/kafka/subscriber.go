@@ -1,0 +1,246 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/oncemill/oncemill/internal/delivery"
+)
+
+// What the zero values of a Subscriber's fields mean.
+const (
+	DefaultCommitInterval = 100 * time.Millisecond
+	DefaultDrainTimeout   = 30 * time.Second
+)
+
+// setupTimeout bounds what a Subscribe asks the brokers for.
+const setupTimeout = 10 * time.Second
+
+// ErrClosed means that a Subscriber or a Publisher is used after its Close.
+var ErrClosed = errors.New("oncemill: kafka: closed")
+
+// A Subscriber delivers the messages of Kafka topics. It is a
+// message.Subscriber.
+//
+// The fields must not change once it is in use, and it must not be copied.
+type Subscriber struct {
+	// Client leads to the brokers: its seeds, TLS, SASL and other options are
+	// taken over by a client that each Subscribe makes for itself. It must not
+	// consume, and stays open when the Subscriber is closed. Required.
+	//
+	// Its options may also say how to consume, such as kgo.SessionTimeout,
+	// kgo.Balancers, kgo.InstanceID, kgo.ConsumeStartOffset (the default is the
+	// topic's beginning) and kgo.FetchIsolationLevel (the default is here
+	// kgo.ReadCommitted).
+	Client *kgo.Client
+
+	// Group is the consumer group: the processes that divide the partitions of a
+	// topic among themselves. The brokers remember over restarts how far it has
+	// come.
+	//
+	// "": every Subscribe gets all messages of the topic, from its beginning, and
+	// nothing is remembered.
+	Group string
+
+	// MaxInFlight is how many messages of a partition are handled at a time. 0
+	// and 1 mean one after another, in the order of the partition. With more the
+	// order is only kept among messages that have the same record key; those
+	// without one have no order.
+	MaxInFlight int
+
+	// NakDelay is after which time a message is delivered again whose attempt-th
+	// delivery, counted from 1, was nacked. Until then those behind it wait: of
+	// its partition, or with a MaxInFlight above 1 of its record key. nil means
+	// 100 ms, doubled with every attempt up to 30 s. It is called from many
+	// goroutines.
+	NakDelay func(attempt uint64) time.Duration
+
+	// CommitInterval is the least time between two commits of offsets. After a
+	// crash, what was handled since the last one is delivered again. 0 means
+	// DefaultCommitInterval.
+	CommitInterval time.Duration
+
+	// DrainTimeout is for how long Close, or the end of a Subscribe's context,
+	// waits for the messages that are being handled. What takes longer is
+	// delivered again, to whoever gets the partition. 0 means
+	// DefaultDrainTimeout. Give Watermill's RouterConfig.CloseTimeout some
+	// seconds more.
+	DrainTimeout time.Duration
+
+	// IgnoreTimestamps keeps the timestamps of records from being taken for the
+	// time at which they were sent. Set it if producers give them another
+	// meaning, such as the time of an event long ago: otherwise messages from
+	// before the purge of old claims are refused as oncemill.ErrTooOld.
+	IgnoreTimestamps bool
+
+	// CreateTopic tells how to create a topic that is not there. nil: it is an
+	// error if it is not.
+	CreateTopic func(topic string) TopicConfig
+
+	// Logger: nil means slog.Default().
+	Logger *slog.Logger
+
+	mu     sync.Mutex
+	closed bool
+	subs   map[*subscription]struct{}
+}
+
+var (
+	_ message.Subscriber           = (*Subscriber)(nil)
+	_ message.SubscribeInitializer = (*Subscriber)(nil)
+)
+
+// Subscribe delivers the messages of a topic until ctx ends or the Subscriber is
+// closed, and then closes the channel, after the messages that are being
+// handled were acknowledged or DrainTimeout is over. It creates the topic if
+// there is none and CreateTopic is set.
+//
+// An error names what is wrong and what to do: a field, brokers that cannot be
+// reached or refuse the credentials, a missing topic. Later errors are logged,
+// and what failed is tried again.
+//
+// A message's context carries its Delivery. It ends with ctx, with Close, once
+// the message is acknowledged or nacked, and when the partition goes to another
+// member of the group.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	sub, err := s.prepare(topic)
+	if err != nil {
+		return nil, err
+	}
+	session, err := sub.begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("oncemill: kafka: subscribe to %q: %w", topic, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		session.client.Close()
+		return nil, ErrClosed
+	}
+	if s.subs == nil {
+		s.subs = make(map[*subscription]struct{})
+	}
+	s.subs[sub] = struct{}{}
+	go func() {
+		sub.run(ctx, session)
+		s.mu.Lock()
+		delete(s.subs, sub)
+		s.mu.Unlock()
+		close(sub.done)
+	}()
+	return sub.out, nil
+}
+
+// SubscribeInitialize creates the topic if there is none and CreateTopic is set.
+// Messages published from then on wait for the group.
+func (s *Subscriber) SubscribeInitialize(topic string) error {
+	sub, err := s.prepare(topic)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	defer cancel()
+	if err := ensureTopic(ctx, sub.base, topic, sub.createTopic); err != nil {
+		return fmt.Errorf("oncemill: kafka: initialize %q: %w", topic, err)
+	}
+	return nil
+}
+
+// Close ends all subscriptions: it hands out nothing more, waits up to
+// DrainTimeout for the messages that are being handled, commits what is
+// finished, leaves the group and closes the channels. It returns once that is
+// done, and returns nil; what was not acknowledged in time is logged.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	subs := make([]*subscription, 0, len(s.subs))
+	for sub := range s.subs {
+		subs = append(subs, sub)
+	}
+	s.mu.Unlock()
+	for _, sub := range subs {
+		sub.stopOnce.Do(func() { close(sub.stop) })
+	}
+	for _, sub := range subs {
+		<-sub.done
+	}
+	return nil
+}
+
+// prepare checks the fields and the topic.
+func (s *Subscriber) prepare(topic string) (*subscription, error) {
+	set, err := s.settings()
+	if err == nil {
+		err = checkTopic(topic)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("oncemill: kafka: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	return newSubscription(set, topic), nil
+}
+
+// settings are a Subscriber's fields with the defaults filled in.
+type settings struct {
+	base             *kgo.Client // the user's
+	group            string
+	maxInFlight      int
+	nakDelay         func(attempt uint64) time.Duration
+	commitInterval   time.Duration
+	drainTimeout     time.Duration
+	ignoreTimestamps bool
+	createTopic      func(topic string) TopicConfig
+	log              *slog.Logger
+}
+
+func (s *Subscriber) settings() (settings, error) {
+	set := settings{
+		base:             s.Client,
+		group:            s.Group,
+		maxInFlight:      max(s.MaxInFlight, 1),
+		nakDelay:         s.NakDelay,
+		commitInterval:   s.CommitInterval,
+		drainTimeout:     s.DrainTimeout,
+		ignoreTimestamps: s.IgnoreTimestamps,
+		createTopic:      s.CreateTopic,
+		log:              s.Logger,
+	}
+	switch {
+	case s.MaxInFlight < 0:
+		return set, fmt.Errorf("Subscriber.MaxInFlight is %d: must be positive, or 0 for 1", s.MaxInFlight)
+	case s.CommitInterval < 0:
+		return set, fmt.Errorf("Subscriber.CommitInterval is %v: must be positive, or 0 for %v", s.CommitInterval, DefaultCommitInterval)
+	case s.DrainTimeout < 0:
+		return set, fmt.Errorf("Subscriber.DrainTimeout is %v: must be positive, or 0 for %v", s.DrainTimeout, DefaultDrainTimeout)
+	}
+	if err := checkClient("Subscriber", s.Client); err != nil {
+		return set, err
+	}
+	if err := checkGroup(s.Group); err != nil {
+		return set, err
+	}
+	if set.commitInterval == 0 {
+		set.commitInterval = DefaultCommitInterval
+	}
+	if set.drainTimeout == 0 {
+		set.drainTimeout = DefaultDrainTimeout
+	}
+	if set.nakDelay == nil {
+		set.nakDelay = delivery.NakDelay
+	}
+	if set.log == nil {
+		set.log = slog.Default()
+	}
+	return set, nil
+}
