@@ -13,6 +13,12 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >
 MESSAGES ?=
 BROKER ?=
 
+# The packages of the module testcontainers that need a Kafka, and go test on them,
+# with one Kafka for all.
+KAFKA := $(patsubst testcontainers/%,./%/...,$(wildcard testcontainers/kafka testcontainers/kafkaserver))
+TEST_KAFKA = echo "== testcontainers, on Kafka"; cd testcontainers && \
+	../bin/withservers -kafka go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) $(KAFKA)
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -25,13 +31,24 @@ demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000)
 	@cd examples && go run ./quickstart $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(BROKER),-broker $(BROKER))
 
 .PHONY: test
-test: bin/withservers ## Run all tests, on a Postgres and a NATS server that it starts
+test: bin/withservers ## Run all tests, on the servers that it starts
 	@echo "== root module$(if $(RACE),, (without the race detector: install a C compiler))"
 	@echo "compiling the tests, which takes some minutes the first time ..."
 	@bin/withservers go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./...
 	@set -e; for module in $(filter-out .,$(MODULES)); do \
-		echo "== $$module"; (cd $$module && go test -count=1 -timeout 8m $(TESTFLAGS) ./...); \
+		echo "== $$module"; cd $$module; \
+		go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/testcontainers/kafka(server)?(/|$$)'); \
+		cd ..; \
 	done
+	@if [ "$$ONCEMILL_TEST_REQUIRE_KAFKA" = 1 ] || missing=$$(bin/withservers -kafka-available); then \
+		$(TEST_KAFKA); \
+	else \
+		echo "the Kafka tests are left out: $$missing"; \
+	fi
+
+.PHONY: test-kafka
+test-kafka: bin/withservers ## Run the tests on Kafka, which need Java 17
+	@export ONCEMILL_TEST_REQUIRE_KAFKA=1; $(TEST_KAFKA)
 
 .PHONY: test-short
 test-short: ## Run the tests that need no server

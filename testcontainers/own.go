@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/testcontainers/kafkaserver"
 	"github.com/oncemill/oncemill/testcontainers/natsserver"
 	"github.com/oncemill/oncemill/testcontainers/postgres"
 )
@@ -16,6 +17,8 @@ type (
 	PostgresOptions = postgres.Options
 	NATSServer      = natsserver.Server
 	NATSOptions     = natsserver.Options
+	KafkaServer     = kafkaserver.Server
+	KafkaOptions    = kafkaserver.Options
 )
 
 // StartPostgres starts a Postgres server of one's own and returns when it
@@ -29,6 +32,13 @@ func StartPostgres(ctx context.Context, options PostgresOptions) (*PostgresServe
 // test. It needs the go command.
 func StartNATS(ctx context.Context, options NATSOptions) (*NATSServer, error) {
 	return natsserver.Start(ctx, options)
+}
+
+// StartKafka starts a Kafka server of one's own and returns when it answers
+// clients, which takes about 3 seconds. Close it at the end of the test. It needs
+// Java 17 or later; without, the error wraps kafkaserver.ErrNoJava.
+func StartKafka(ctx context.Context, options KafkaOptions) (*KafkaServer, error) {
+	return kafkaserver.Start(ctx, options)
 }
 
 // DatabaseOn returns a fresh database on a server of one's own, with Oncemill's

@@ -2,12 +2,18 @@ package testcontainers_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 
 	"github.com/oncemill/oncemill"
@@ -60,6 +66,30 @@ func TestNATSHasJetStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := js.AccountInfo(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKafkaIsSharedAndMakesNoTopics(t *testing.T) {
+	t.Parallel()
+	brokers := testcontainers.Kafka(t).Brokers
+	if again := testcontainers.Kafka(t).Brokers; !slices.Equal(again, brokers) {
+		t.Errorf("there are two, %v and %v", brokers, again)
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.AllowAutoTopicCreation(), kgo.UnknownTopicRetries(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	record := &kgo.Record{Topic: rand.Text(), Value: []byte("x")}
+	if err := client.ProduceSync(t.Context(), record).FirstErr(); !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		t.Errorf("without a topic: %v", err)
+	}
+	admin := kadm.NewClient(client)
+	if _, err := admin.CreateTopic(t.Context(), 1, 1, nil, record.Topic); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.ProduceSync(t.Context(), record).FirstErr(); err != nil {
 		t.Error(err)
 	}
 }

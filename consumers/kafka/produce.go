@@ -87,8 +87,8 @@ func (p *producer) send(ctx context.Context, client *kgo.Client, records []*kgo.
 	transmit(ctx, client, records, errs)
 	for i, err := range errs {
 		// The brokers refuse a batch of records as a whole. Only a record that is
-		// alone in its batch is known to be the one that is too large.
-		if records[i] != nil && errors.Is(err, kerr.MessageTooLarge) && len(records) > 1 {
+		// alone in its batch is known to be the one that they do not like.
+		if records[i] != nil && isRefusal(err) && len(records) > 1 {
 			transmit(ctx, client, records[i:i+1], errs[i:i+1])
 		}
 	}
@@ -100,25 +100,49 @@ func (p *producer) send(ctx context.Context, client *kgo.Client, records []*kgo.
 	}
 }
 
-// transmit sends records at once and waits for what becomes of each.
+// transmit sends records at once and waits for what becomes of each, or until ctx
+// ends: while a broker is silent the client waits longer than that.
 func transmit(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
-	var mu sync.Mutex
-	var waiting sync.WaitGroup
+	type result struct {
+		i   int
+		err error
+	}
+	results := make(chan result, len(records)) // room for those that come too late
+	waiting := 0
 	for i, r := range records {
 		if r == nil {
 			continue
 		}
+		waiting++
+		errs[i] = errUnconfirmed
 		// The client fills in the record; another attempt needs a new one.
 		own := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
-		waiting.Add(1)
-		client.Produce(ctx, own, func(_ *kgo.Record, err error) {
-			mu.Lock()
-			errs[i] = err
-			mu.Unlock()
-			waiting.Done()
-		})
+		client.Produce(ctx, own, func(_ *kgo.Record, err error) { results <- result{i, err} })
 	}
-	waiting.Wait()
+	for ; waiting > 0; waiting-- {
+		select {
+		case r := <-results:
+			errs[r.i] = r.err
+		case <-ctx.Done():
+			select { // what has come in the same moment
+			case r := <-results:
+				errs[r.i] = r.err
+			default:
+				giveUp(ctx, errs)
+				return
+			}
+		}
+	}
+}
+
+var errUnconfirmed = errors.New("not acknowledged yet")
+
+func giveUp(ctx context.Context, errs []error) {
+	for i, err := range errs {
+		if err == errUnconfirmed {
+			errs[i] = context.Cause(ctx)
+		}
+	}
 }
 
 // excludeMissing sorts out the records whose topic is not there, which the client
@@ -183,6 +207,18 @@ func (p *producer) forget(client *kgo.Client, topic string, err error) {
 	}
 }
 
+// isRefusal reports whether the brokers will not take a record as it is.
+func isRefusal(err error) bool {
+	for _, refusal := range []error{
+		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp, kerr.CorruptMessage, kerr.InvalidTopicException,
+	} {
+		if errors.Is(err, refusal) {
+			return true
+		}
+	}
+	return false
+}
+
 // produceError says what an error of the client means for the message.
 func produceError(client *kgo.Client, r *kgo.Record, err error) error {
 	switch {
@@ -191,7 +227,7 @@ func produceError(client *kgo.Client, r *kgo.Record, err error) error {
 		return fmt.Errorf("%w: its %d bytes are more than the topic's max.message.bytes, or the client's kgo.ProducerBatchMaxBytes of %d: %w", outbox.ErrRefused, size(r), limit, err)
 	case errors.Is(err, kerr.InvalidRecord):
 		return fmt.Errorf("%w: %w: a topic with cleanup.policy=compact takes only records with a key; set the metadata %q", outbox.ErrRefused, err, outbox.OrderingKeyMetadata)
-	case errors.Is(err, kerr.InvalidTopicException), errors.Is(err, kerr.CorruptMessage), errors.Is(err, kerr.InvalidTimestamp):
+	case isRefusal(err):
 		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.TopicAuthorizationFailed):
 		return topicError(r.Topic, err)

@@ -23,6 +23,10 @@ const (
 	PostgresVariable = "ONCEMILL_TEST_POSTGRES_URL"
 	NATSVariable     = "ONCEMILL_TEST_NATS_URL"
 	RequireVariable  = "ONCEMILL_TEST_REQUIRE" // "1": fail where a server is missing
+
+	// Kafka is for the tests of the module testcontainers only.
+	KafkaVariable        = "ONCEMILL_TEST_KAFKA_BROKERS" // host:port, separated by commas
+	RequireKafkaVariable = "ONCEMILL_TEST_REQUIRE_KAFKA" // "1": fail where it is missing
 )
 
 // adminTimeout bounds the creation and the dropping of a test's database, on a

@@ -1,17 +1,13 @@
 package jetstream_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"os"
-	"os/exec"
-	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,10 +18,8 @@ import (
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/pubsub"
 )
-
-// suiteVariable is set in the process that runs Watermill's suite.
-const suiteVariable = "ONCEMILL_TEST_PUBSUB_SUITE"
 
 // A suite is one run of Watermill's suite for publishers and subscribers.
 type suite struct {
@@ -67,69 +61,18 @@ func suites() map[string]suite {
 }
 
 // Watermill's own suite for publishers and subscribers, with a broker that is
-// killed and started again meanwhile. Each run is a process of its own, because
-// only its output tells which tests were skipped.
+// killed and started again meanwhile.
 func TestPubSubOneInFlight(t *testing.T)  { runSuite(t, "OneInFlight") }
 func TestPubSubManyInFlight(t *testing.T) { runSuite(t, "ManyInFlight") }
 
 func runSuite(t *testing.T, name string) {
 	t.Helper()
-	// Compiled anew, without the race detector: TestReconnect has a race of its
-	// own, on the list of what it has published.
-	command := exec.Command("go", "test", "-run=^TestWatermillSuite$", "-v", "-count=1", "-timeout=5m", ".")
-	command.Env = append(os.Environ(), suiteVariable+"="+name)
-	output, err := command.CombinedOutput()
-	results := resultsIn(output)
-	if err != nil {
-		t.Errorf("the suite fails: %v\n%s", err, failuresIn(output))
-	}
-	var skipped []string
-	for test, result := range results {
-		switch result {
-		case "SKIP":
-			skipped = append(skipped, test)
-		case "FAIL":
-			t.Errorf("%s fails", test)
-		}
-	}
-	slices.Sort(skipped)
-	expected := slices.Sorted(maps.Keys(suites()[name].skipped))
-	if !slices.Equal(skipped, expected) {
-		t.Errorf("skipped: %q\nexpected: %q", skipped, expected)
-	}
-	if passed := len(results) - len(skipped); passed < 13 {
-		t.Errorf("only %d tests have passed: %v", passed, results)
-	}
-}
-
-var resultLine = regexp.MustCompile(`(?m)^\s*--- (PASS|SKIP|FAIL): TestWatermillSuite/(\w+)/\S+ \(`)
-
-// resultsIn returns what became of the suite's tests.
-func resultsIn(output []byte) map[string]string {
-	results := make(map[string]string)
-	for _, match := range resultLine.FindAllSubmatch(output, -1) {
-		results[string(match[2])] = string(match[1])
-	}
-	return results
-}
-
-// failuresIn leaves out the thousands of lines that the suite prints when all is
-// well.
-func failuresIn(output []byte) string {
-	var kept []string
-	for line := range bytes.Lines(output) {
-		text := string(line)
-		if strings.Contains(text, "publishing message") || strings.Contains(text, "=== ") || strings.Contains(text, "--- PASS") {
-			continue
-		}
-		kept = append(kept, text)
-	}
-	return strings.Join(kept[max(0, len(kept)-200):], "")
+	pubsub.Run(t, name, slices.Collect(maps.Keys(suites()[name].skipped)))
 }
 
 // TestWatermillSuite is what TestPubSub... runs.
 func TestWatermillSuite(t *testing.T) {
-	name := os.Getenv(suiteVariable)
+	name := os.Getenv(pubsub.Variable)
 	if name == "" {
 		return
 	}
@@ -143,48 +86,16 @@ func TestWatermillSuite(t *testing.T) {
 		// Short, so that what is published while the server is away is published
 		// again before the suite has received the rest.
 		publisher := &jetstream.Publisher{Conn: subscriber.Conn, Timeout: 500 * time.Millisecond}
-		return publisher, &lateSubscriber{Subscriber: subscriber}
+		return publisher, &pubsub.Late{Subscriber: subscriber, Stored: stored}
 	}
 	tests.TestPubSub(t, s.features, func(t *testing.T) (message.Publisher, message.Subscriber) {
 		return group(t, "suite")
 	}, group)
 }
 
-// A lateSubscriber delivers a message no sooner than lateness after the stream
-// has stored it. TestReconnect notes what it has published when Publish returns,
-// and compares as soon as it has received enough; a message that is received
-// before that would be one too many.
-type lateSubscriber struct {
-	*jetstream.Subscriber
-	relays sync.WaitGroup
-}
-
-const lateness = 100 * time.Millisecond
-
-func (s *lateSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	messages, err := s.Subscriber.Subscribe(ctx, topic)
-	if err != nil {
-		return nil, err
-	}
-	late := make(chan *message.Message)
-	s.relays.Go(func() {
-		defer close(late)
-		for msg := range messages {
-			d, _ := jetstream.FromContext(msg.Context())
-			time.Sleep(time.Until(d.Time.Add(lateness)))
-			select {
-			case late <- msg:
-			case <-msg.Context().Done():
-				msg.Nack()
-			}
-		}
-	})
-	return late, nil
-}
-
-func (s *lateSubscriber) Close() error {
-	defer s.relays.Wait()
-	return s.Subscriber.Close()
+func stored(msg *message.Message) time.Time {
+	d, _ := jetstream.FromContext(msg.Context())
+	return d.Time
 }
 
 // A subscriber without a group gets what was published before it came, which

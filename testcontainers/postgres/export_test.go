@@ -7,8 +7,7 @@ import (
 
 // ArtifactPath is where the build for this machine lies in a Maven repository.
 func ArtifactPath() string {
-	artifact := downloads[runtime.GOARCH].artifact
-	return "/io/zonky/test/postgres/" + artifact + "/" + downloadVersion + "/" + artifact + "-" + downloadVersion + ".jar"
+	return "/" + downloads[runtime.GOARCH].file().Path
 }
 
 // PinChecksum makes another file the one that is expected, until the returned

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/cache"
+	"github.com/oncemill/oncemill/testcontainers/internal/maven"
 )
 
 // The environment variables that change where Postgres comes from.
@@ -29,7 +30,7 @@ const (
 	CacheVariable = cache.Variable
 	// MavenVariable is the base URL of the Maven repository to download from,
 	// in place of Maven Central.
-	MavenVariable = "ONCEMILL_MAVEN_URL"
+	MavenVariable = maven.Variable
 )
 
 // OldestVersion is the oldest major version of Postgres that is used.

@@ -7,6 +7,13 @@
 // ONCEMILL_TEST_REQUIRE=1, so that no test skips itself for the want of a
 // server), passes signals on, stops the servers, and exits as the command did.
 // A server that the environment names already is used instead of a new one.
+//
+// With -kafka it starts a Kafka as well (ONCEMILL_TEST_KAFKA_BROKERS).
+//
+//	withservers -kafka-available
+//
+// starts nothing: it exits with status 0 if there is something to start a Kafka
+// with, and otherwise says what is missing.
 package main
 
 import (
@@ -27,9 +34,12 @@ import (
 const usage = `usage: withservers [flags] command [argument ...]
 
 Runs a command with a Postgres and a NATS server, whose addresses it finds in
-ONCEMILL_TEST_POSTGRES_URL and ONCEMILL_TEST_NATS_URL.
+ONCEMILL_TEST_POSTGRES_URL and ONCEMILL_TEST_NATS_URL; with -kafka also with a
+Kafka, in ONCEMILL_TEST_KAFKA_BROKERS.
 
 `
+
+const kafkaVariable = "ONCEMILL_TEST_KAFKA_BROKERS"
 
 func main() {
 	flag.Usage = func() {
@@ -37,21 +47,39 @@ func main() {
 		flag.PrintDefaults()
 	}
 	quiet := flag.Bool("quiet", false, "do not say where the servers are")
+	kafka := flag.Bool("kafka", false, "start a Kafka as well, which needs Java or Docker")
+	ask := flag.Bool("kafka-available", false, "run nothing: fail, and say what is missing, if no Kafka could be started")
 	flag.Parse()
+	if *ask {
+		os.Exit(kafkaAvailable())
+	}
 	if flag.NArg() == 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	code, err := run(flag.Args(), *quiet)
+	code, err := run(flag.Args(), *kafka, *quiet)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "withservers:", err)
 	}
 	os.Exit(code)
 }
 
+// kafkaAvailable returns the exit status. A Java that is named but does not work
+// is not one that is missing: the tests shall fail for it.
+func kafkaAvailable() (code int) {
+	if os.Getenv(kafkaVariable) != "" {
+		return 0
+	}
+	if err := servers.KafkaAvailable(context.Background()); errors.Is(err, servers.ErrNoKafka) {
+		fmt.Println(servers.ErrNoKafka)
+		return 1
+	}
+	return 0
+}
+
 // run returns the exit status. An error of its own is 125, so that it is not
 // taken for one of the command.
-func run(command []string, quiet bool) (code int, err error) {
+func run(command []string, kafka, quiet bool) (code int, err error) {
 	// Before the servers start, so that an interrupt stops them as well.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
@@ -61,7 +89,7 @@ func run(command []string, quiet bool) (code int, err error) {
 	var started stack
 	defer func() { err = errors.Join(err, started.stop()) }()
 	ready := make(chan error, 1)
-	go func() { ready <- started.start(ctx) }()
+	go func() { ready <- started.start(ctx, kafka) }()
 	select {
 	case err = <-ready:
 	case s := <-signals:
@@ -86,7 +114,7 @@ type stack struct {
 
 // start starts the servers that the environment does not name, and names them
 // in it.
-func (s *stack) start(ctx context.Context) error {
+func (s *stack) start(ctx context.Context, withKafka bool) error {
 	begin := time.Now()
 	postgres, err := s.provide("ONCEMILL_TEST_POSTGRES_URL", func() (string, func() error, error) {
 		return servers.Postgres(ctx)
@@ -104,8 +132,17 @@ func (s *stack) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.summary = fmt.Sprintf("Postgres %s, NATS %s, ready in %v",
-		postgres, nats, time.Since(begin).Round(time.Millisecond))
+	s.summary = fmt.Sprintf("Postgres %s, NATS %s", postgres, nats)
+	if withKafka {
+		kafka, err := s.provide(kafkaVariable, func() (string, func() error, error) {
+			return servers.Kafka(ctx)
+		})
+		if err != nil {
+			return err
+		}
+		s.summary += ", Kafka " + kafka
+	}
+	s.summary += fmt.Sprintf(", ready in %v", time.Since(begin).Round(time.Millisecond))
 	return os.Setenv("ONCEMILL_TEST_REQUIRE", "1")
 }
 

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	_ "github.com/lib/pq"
+
+	"github.com/oncemill/oncemill/testcontainers/kafkaserver"
 )
 
 var withservers string // the program
@@ -115,6 +117,56 @@ func TestGivenServersAreUsed(t *testing.T) {
 	}
 	if code := status(t, c); code != 0 {
 		t.Errorf("the status is %d", code)
+	}
+}
+
+func TestKafkaIsStartedOnRequest(t *testing.T) {
+	t.Parallel()
+	if _, err := kafkaserver.FindJava(t.Context()); err != nil && os.Getenv("ONCEMILL_TEST_REQUIRE_KAFKA") != "1" {
+		t.Skip("needs Java 17 or later (Debian: openjdk-17-jre-headless): install it and run make test-kafka")
+	}
+	c := command("-kafka", "sh", "-c", `echo "kafka://$ONCEMILL_TEST_KAFKA_BROKERS"; read line`)
+	input, output := pipes(t, c)
+	start(t, c)
+	output.Scan()
+	kafka := output.Text()
+	if err := dial(kafka); err != nil {
+		t.Errorf("Kafka: %v", err)
+	}
+	fmt.Fprintln(input)
+	if code := status(t, c); code != 0 {
+		t.Errorf("the status is %d", code)
+	}
+	if dial(kafka) == nil {
+		t.Error("Kafka is still there")
+	}
+}
+
+func TestGivenBrokersAreUsed(t *testing.T) {
+	t.Parallel()
+	c := command("-kafka", "sh", "-c", `echo "$ONCEMILL_TEST_KAFKA_BROKERS"`)
+	c.Env = append(c.Env, "ONCEMILL_TEST_KAFKA_BROKERS=a:1,b:2")
+	if output, err := c.Output(); err != nil || string(output) != "a:1,b:2\n" {
+		t.Errorf("the command was told %q, %v", output, err)
+	}
+}
+
+func TestItTellsWhetherThereIsAKafka(t *testing.T) {
+	t.Parallel()
+	without := command("-kafka-available")
+	without.Env = []string{"PATH=/nowhere", "ONCEMILL_TEST_DOCKER=0"}
+	output, err := without.Output()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !bytes.Contains(output, []byte("openjdk-17-jre-headless")) ||
+		bytes.Count(output, []byte("\n")) != 1 {
+		t.Errorf("%v\n%s", err, output)
+	}
+	for _, variable := range []string{"ONCEMILL_TEST_KAFKA_BROKERS=a:1", "ONCEMILL_JAVA=/no/such/java"} {
+		given := command("-kafka-available")
+		given.Env = []string{"PATH=/nowhere", "ONCEMILL_TEST_DOCKER=0", variable}
+		if output, err := given.CombinedOutput(); err != nil || len(output) > 0 {
+			t.Errorf("%v\n%s", err, output)
+		}
 	}
 }
 

@@ -8,13 +8,21 @@ import (
 // LogTail returns the end of a log file in a form that can be added to an error,
 // or "" if there is none.
 func LogTail(file string) string {
-	const most = 2000 // bytes
 	text, err := os.ReadFile(file)
-	if err != nil || len(text) == 0 {
+	if err != nil {
 		return ""
 	}
-	if len(text) > most {
-		text = append([]byte("..."), text[len(text)-most:]...)
+	return Tail(string(text))
+}
+
+// Tail returns the end of a log as LogTail does.
+func Tail(log string) string {
+	const most = 2000 // bytes
+	if len(log) == 0 {
+		return ""
 	}
-	return "; its log says:\n" + strings.TrimSpace(string(text))
+	if len(log) > most {
+		log = "..." + log[len(log)-most:]
+	}
+	return "; its log says:\n" + strings.TrimSpace(log)
 }

@@ -215,6 +215,13 @@ func (p *Process) PID() int {
 	return p.pid
 }
 
+// Killed tells whether the program has been started, and a SIGKILL has ended it.
+func (p *Process) Killed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.running() && p.status.Signaled() && p.status.Signal() == syscall.SIGKILL
+}
+
 // Signal sends a signal to the program.
 func (p *Process) Signal(signal syscall.Signal) error {
 	p.mu.Lock()

@@ -94,6 +94,21 @@ func TestAProcessCanBeStartedAgain(t *testing.T) {
 			t.Fatal("it has not ended")
 		}
 	}
+	if p.Killed() {
+		t.Error("SIGTERM is taken for SIGKILL")
+	}
+	if err := p.Start(command); err != nil {
+		t.Fatal(err)
+	}
+	if p.Killed() {
+		t.Error("it is taken for killed while it runs")
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if !p.Killed() {
+		t.Error("nobody has killed it")
+	}
 }
 
 func TestRunTellsHowTheProgramEnded(t *testing.T) {

@@ -1,4 +1,4 @@
-// Package servers decides where a Postgres server for tests comes from.
+// Package servers decides where the Postgres and the Kafka for tests come from.
 package servers
 
 import (
@@ -11,7 +11,8 @@ import (
 )
 
 // DockerVariable is the environment variable that says whether Docker is used:
-// "1" always, "0" never, unset where this machine has no Postgres.
+// "1" always, "0" never, unset where this machine has no Postgres, or no Java for
+// Kafka.
 const DockerVariable = "ONCEMILL_TEST_DOCKER"
 
 // Postgres starts a server that is meant for many tests and returns the URL of

@@ -1,0 +1,248 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/oncemill/oncemill/consumers/kafka"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+func rowsFor(topic string, n int) []outbox.Row {
+	rows := make([]outbox.Row, n)
+	for i := range rows {
+		rows[i] = outbox.Row{ID: int64(i), DedupID: fmt.Sprint("dedup-", i), Topic: topic, UUID: fmt.Sprint("uuid-", i), OrderingKey: fmt.Append(nil, i%10), Payload: fmt.Append(nil, i)}
+	}
+	return rows
+}
+
+func (b *bench) stored() (n int64) {
+	b.t.Helper()
+	ends, err := b.admin.ListEndOffsets(within(b.t), b.topic)
+	must(b.t, err)
+	ends.Each(func(o kadm.ListedOffset) { n += o.Offset })
+	return n
+}
+
+func (b *bench) sink(opts ...kgo.Opt) *kafka.Sink {
+	sink := &kafka.Sink{Client: b.connect(opts...)}
+	b.t.Cleanup(func() { must(b.t, sink.Close()) })
+	return sink
+}
+
+// limit makes the topic take no larger batches of records than so many bytes.
+func (b *bench) limit(bytes int) {
+	b.t.Helper()
+	value := fmt.Sprint(bytes)
+	_, err := b.admin.AlterTopicConfigs(within(b.t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &value}}, b.topic)
+	must(b.t, err)
+}
+
+func TestRowsOfAKeyGoToOnePartitionInTheirOrder(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 4)
+	sink := b.sink()
+	must(t, sink.Check(within(t)))
+	must(t, errors.Join(sink.PublishBatch(within(t), rowsFor(b.topic, 1000))...))
+	messages := b.subscribe(b.subscriber(""))
+	partition, last := make(map[string]int32), make(map[string]int)
+	for range 1000 {
+		msg := receive(t, messages)
+		d, _ := kafka.FromContext(msg.Context())
+		key, n := string(d.Key), number(t, msg)
+		if was, ok := partition[key]; ok && (was != d.Partition || last[key] >= n) {
+			t.Fatalf("key %s: %d in partition %d after %d in %d", key, n, d.Partition, last[key], was)
+		}
+		partition[key], last[key] = d.Partition, n
+		if msg.Metadata[outbox.DedupMetadata] != fmt.Sprint("dedup-", n) {
+			t.Errorf("dedup id %q", msg.Metadata[outbox.DedupMetadata])
+		}
+		msg.Ack()
+	}
+}
+
+// The brokers refuse a batch of records as a whole. That must not be held against
+// rows that are small enough.
+func TestOnlyTheRowThatIsTooLargeIsRefused(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.limit(2000)
+	rows := rowsFor(b.topic, 200) // more than 2,000 bytes together
+	rows[50].Payload = make([]byte, 5000)
+	rows[60].Payload = make([]byte, 5_000_000) // more than the client takes
+	refused := 0
+	for i, err := range b.sink(kgo.ProducerBatchCompression(kgo.NoCompression())).PublishBatch(within(t), rows) {
+		switch {
+		case i == 50 || i == 60:
+			refused++
+			if !errors.Is(err, outbox.ErrRefused) {
+				t.Errorf("row %d: %v", i, err)
+			}
+			complains(t, err, "max.message.bytes", b.topic)
+		case err != nil:
+			t.Errorf("row %d: %v", i, err)
+		}
+	}
+	if n := b.stored(); n != 198 {
+		t.Errorf("%d records are stored, want 198", n)
+	}
+}
+
+// One row whose topic is missing neither stops the others nor takes long.
+func TestBadRowsDoNotStopTheGoodOnes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	_, err := b.admin.CreateTopic(within(t), 1, 1, map[string]*string{"cleanup.policy": kadm.StringPtr("compact")}, b.topic+"-compact")
+	must(t, err)
+	b.awaitTopic(b.topic + "-compact")
+	rows := rowsFor(b.topic, 10)
+	rows[2].Topic, rows[4].Topic, rows[6].Topic, rows[8].Topic = "missing-"+b.topic, "no topic", b.topic+"-compact", b.topic+"-compact"
+	rows[6].OrderingKey = nil
+	rows[8].Payload = nil // a tombstone
+	sink := b.sink()
+	begun := time.Now()
+	for i, err := range sink.PublishBatch(within(t), rows) {
+		switch i {
+		case 2:
+			complains(t, err, "missing-"+b.topic, "does not exist", "kafka-topics.sh --create")
+			if errors.Is(err, outbox.ErrRefused) || errors.Is(err, outbox.ErrUnavailable) {
+				t.Errorf("a missing topic: %v", err)
+			}
+		case 4:
+			complains(t, err, "no topic", "letters", outbox.ErrRefused.Error())
+		case 6:
+			complains(t, err, "key", outbox.ErrRefused.Error(), outbox.OrderingKeyMetadata)
+		default:
+			if err != nil {
+				t.Errorf("row %d: %v", i, err)
+			}
+		}
+	}
+	if took := time.Since(begun); took > patience/4 {
+		t.Errorf("it took %v", took)
+	}
+	// A topic that is made later is found.
+	b.createTopic("missing-"+b.topic, 1)
+	until(t, "the row is published", func() bool { return sink.PublishBatch(within(t), rows[2:3])[0] == nil })
+}
+
+// A topic that is deleted and made again is another one, to which the client has
+// to find anew.
+func TestTheSinkFollowsATopicThatIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	sink := b.sink()
+	must(t, errors.Join(sink.PublishBatch(within(t), rowsFor(b.topic, 10))...))
+	_, err := b.admin.DeleteTopic(within(t), b.topic)
+	must(t, err)
+	until(t, "the topic is gone", func() bool {
+		topics, err := b.admin.ListTopics(within(t))
+		return err == nil && !topics.Has(b.topic)
+	})
+	b.createTopic(b.topic, 1)
+	var last error
+	until(t, "rows are published to the new topic", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		last = errors.Join(sink.PublishBatch(ctx, rowsFor(b.topic, 10))...)
+		if errors.Is(last, outbox.ErrRefused) {
+			t.Fatalf("refused for good: %v", last)
+		}
+		return last == nil
+	}, func() string { return fmt.Sprint(last) })
+	if n := b.stored(); n < 10 {
+		t.Errorf("%d records are in the new topic", n)
+	}
+}
+
+func TestTheSinkSaysInTimeThatTheBrokerIsAway(t *testing.T) {
+	t.Parallel()
+	server := ownKafka(t)
+	b := benchOn(t, []string{server.Broker()}, 2)
+	sink := b.sink()
+	must(t, errors.Join(sink.PublishBatch(within(t), rowsFor(b.topic, 10))...))
+	away := func(timeout time.Duration) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		begun := time.Now()
+		for i, err := range sink.PublishBatch(ctx, rowsFor(b.topic, 100)) {
+			if !errors.Is(err, outbox.ErrUnavailable) || errors.Is(err, outbox.ErrRefused) {
+				t.Fatalf("row %d: %v", i, err)
+			}
+		}
+		if took := time.Since(begun); took > timeout+2*time.Second {
+			t.Errorf("it took %v with a limit of %v", took, timeout)
+		}
+	}
+	must(t, server.Freeze())
+	for range 3 {
+		away(500 * time.Millisecond)
+	}
+	must(t, server.Kill())
+	away(time.Second)
+	must(t, server.Start(within(t)))
+	var last error
+	until(t, "rows are published again", func() bool {
+		last = errors.Join(sink.PublishBatch(within(t), rowsFor(b.topic, 100))...)
+		return last == nil
+	}, func() string { return fmt.Sprint(last) })
+	// What was given up while the broker was frozen may have been stored, but is
+	// not sent once more by the client itself after that.
+	if n := b.stored(); n < 110 || n > 510 {
+		t.Errorf("%d records are stored", n)
+	}
+}
+
+func TestWrongClientsAreRefused(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	msg := func() *message.Message { return message.NewMessage("u", nil) }
+	for _, test := range map[string]struct {
+		client *kgo.Client
+		words  string
+	}{
+		"none":           {nil, "Client is nil"},
+		"not idempotent": {b.connect(kgo.DisableIdempotentWrite(), kgo.RequiredAcks(kgo.LeaderAck())), "kgo.DisableIdempotentWrite"},
+		"transactional":  {b.connect(kgo.TransactionalID("t")), "kgo.TransactionalID"},
+		"consuming":      {b.connect(kgo.ConsumeTopics(b.topic)), "kgo.ConsumeTopics"},
+	} {
+		complains(t, (&kafka.Publisher{Client: test.client}).Publish(b.topic, msg()), "Publisher", test.words)
+		sink := &kafka.Sink{Client: test.client}
+		complains(t, sink.Check(within(t)), "Sink", test.words)
+		complains(t, sink.PublishBatch(within(t), rowsFor(b.topic, 1))[0], "Sink", test.words, outbox.ErrUnavailable.Error())
+	}
+	publisher := &kafka.Publisher{Client: b.client, Timeout: -1}
+	complains(t, publisher.Publish(b.topic, msg()), "Publisher.Timeout is -1ns")
+	publisher = &kafka.Publisher{Client: b.client}
+	complains(t, publisher.Publish("a b", msg()), `topic "a b"`)
+	complains(t, publisher.Publish("missing", msg()), "does not exist")
+	must(t, publisher.Publish(b.topic))
+	must(t, publisher.Close())
+	if err := publisher.Publish(b.topic, msg()); !errors.Is(err, kafka.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestBrokersThatCannotBeReachedAreNamed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	nobody, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
+	must(t, err)
+	defer nobody.Close()
+	s := b.subscriber("g")
+	s.Client = nobody
+	_, err = s.Subscribe(within(t), b.topic)
+	complains(t, err, "127.0.0.1:1", "do not answer", "kgo.SeedBrokers")
+	publisher := &kafka.Publisher{Client: nobody, Timeout: time.Second}
+	defer publisher.Close()
+	err = publisher.Publish(b.topic, message.NewMessage("u", nil))
+	complains(t, err, "127.0.0.1:1", "do not answer", outbox.ErrUnavailable.Error())
+}

@@ -1,0 +1,273 @@
+package kafka_test
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill"
+	stock "github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
+	"github.com/ThreeDotsLabs/watermill/message"
+	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	_ "github.com/lib/pq"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/consumers"
+	"github.com/oncemill/oncemill/consumers/kafka"
+	"github.com/oncemill/oncemill/middleware"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+// roleVariable makes the test binary play the role that it holds, as JSON.
+const roleVariable = "ONCEMILL_TEST_ROLE"
+
+// A role is what a process does. It says on its standard output, a line each:
+//
+//	running             it has begun to work
+//	handling KEY        a handler has written its effect
+//	committed KEY       its transaction is committed
+//	duplicate KEY       a message was handled before
+//	failed OP KEY ...   Once has failed
+//	published N         a batch of N rows is acknowledged by the brokers
+//	unpublished ...     a batch is not, or not all of it
+//	dying KEY           it does to itself what its Fault says
+//	freezing KEY        the same
+type role struct {
+	Kind     string // "worker" or "relay"
+	Name     string // noted in the effects
+	Postgres string // URL
+	Brokers  []string
+	Fault    fault // what it does to itself
+	After    int   // how often it spares itself that
+
+	// Of a worker.
+	Topic       string
+	Group       string
+	Receipts    string // where it sends a message for each that it handles; "": nowhere
+	Stock       bool   // Watermill's subscriber instead of Oncemill's
+	MaxInFlight int
+	MaxErrors   int
+	IdleTimeout time.Duration
+	Poison      string // the key of a message that the handler cannot stand
+	FailEvery   int    // the handler returns an error on every n-th run; 0: never
+}
+
+type fault string
+
+const (
+	dieInHandler       fault = "die in the handler, after its writes"
+	dieBeforeAck       fault = "die after the commit, before the ack"
+	freezeInHandler    fault = "freeze in the handler, after its writes"
+	freezeBeforeAck    fault = "freeze after the commit, before the ack"
+	dieAfterPublishing fault = "die after publishing, before the commit"
+)
+
+// sessionTimeout is how long the brokers wait for a sign of life of a worker.
+const sessionTimeout = 2 * time.Second
+
+// A performer is a process that plays a role.
+type performer struct {
+	role
+	db     *sql.DB
+	client *kgo.Client
+	out    sync.Mutex
+	runs   atomic.Int64 // of the handler
+
+	opportunities atomic.Int64 // for the fault
+}
+
+func play(text string) error {
+	go func() { // the test has ended
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(3)
+	}()
+	a := &performer{}
+	if err := json.Unmarshal([]byte(text), &a.role); err != nil {
+		return err
+	}
+	var err error
+	if a.db, err = sql.Open("postgres", a.Postgres); err != nil {
+		return err
+	}
+	defer a.db.Close()
+	a.db.SetMaxOpenConns(16)
+	a.db.SetMaxIdleConns(16)
+	a.client, err = kgo.NewClient(
+		kgo.SeedBrokers(a.Brokers...),
+		kgo.SessionTimeout(sessionTimeout),
+		kgo.HeartbeatInterval(sessionTimeout/10),
+		kgo.MetadataMinAge(50*time.Millisecond),
+		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }),
+	)
+	if err != nil {
+		return err
+	}
+	defer a.client.Close()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if a.Kind == "relay" {
+		return a.relay(ctx)
+	}
+	return a.work(ctx)
+}
+
+func (a *performer) say(what string, args ...any) {
+	a.out.Lock()
+	defer a.out.Unlock()
+	fmt.Fprintf(os.Stdout, what+"\n", args...)
+}
+
+// opportunity is called where a fault could happen to a message, and makes it
+// happen if it is the performer's.
+func (a *performer) opportunity(f fault, key string) {
+	if a.Fault != f || a.opportunities.Add(1) != int64(a.After)+1 {
+		return
+	}
+	switch f {
+	case freezeInHandler, freezeBeforeAck:
+		thawed := make(chan os.Signal, 1)
+		signal.Notify(thawed, syscall.SIGCONT)
+		a.say("freezing %s", key)
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		<-thawed // this thread may be the last one that stops
+	default:
+		a.say("dying %s", key)
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+}
+
+// work is the role of a worker: a router as a user would set it up.
+func (a *performer) work(ctx context.Context) error {
+	inbox := &oncemill.Inbox{
+		DB:          a.db,
+		IdleTimeout: a.IdleTimeout,
+		Observer: &oncemill.Observer{
+			Committed: func(_ context.Context, _, key string, _ time.Duration) {
+				a.say("committed %s", key)
+				a.opportunity(dieBeforeAck, key)
+				a.opportunity(freezeBeforeAck, key)
+			},
+			Duplicate: func(_ context.Context, _, key string) { a.say("duplicate %s", key) },
+			Failed:    func(_ context.Context, err *oncemill.Error) { a.say("failed %s %s %q", err.Op, err.Key, err.Err) },
+		},
+	}
+	router, err := message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.Default()))
+	if err != nil {
+		return err
+	}
+	once := middleware.Once{Inbox: inbox, Consumer: a.Group}
+	if a.Stock {
+		router.AddMiddleware(wm.Recoverer, once.Middleware)
+	} else if err := (consumers.Stack{Once: once, MaxErrors: a.MaxErrors}).Apply(ctx, router); err != nil {
+		return err
+	}
+	subscriber, err := a.subscriber()
+	if err != nil {
+		return err
+	}
+	router.AddHandler(a.Group, a.Topic, subscriber, a.Receipts, &outbox.Publisher{}, a.handle)
+	go func() {
+		<-router.Running()
+		a.say("running")
+	}()
+	return router.Run(ctx)
+}
+
+func (a *performer) subscriber() (message.Subscriber, error) {
+	if !a.Stock {
+		return &kafka.Subscriber{
+			Client:      a.client,
+			Group:       a.Group,
+			MaxInFlight: a.MaxInFlight,
+			NakDelay:    func(uint64) time.Duration { return 20 * time.Millisecond },
+		}, nil
+	}
+	config := stock.DefaultSaramaSubscriberConfig()
+	config.Consumer.Offsets.Initial = sarama.OffsetOldest
+	config.Consumer.Group.Session.Timeout = sessionTimeout
+	config.Consumer.Group.Heartbeat.Interval = sessionTimeout / 10
+	return stock.NewSubscriber(stock.SubscriberConfig{
+		Brokers:               a.Brokers,
+		Unmarshaler:           stock.DefaultMarshaler{},
+		OverwriteSaramaConfig: config,
+		ConsumerGroup:         a.Group,
+	}, watermill.NewSlogLogger(slog.Default()))
+}
+
+var errWanted = errors.New("the test wants it to fail")
+
+// handle writes one effect, and returns one message about it.
+func (a *performer) handle(msg *message.Message) ([]*message.Message, error) {
+	tx, ok := oncemill.TxFromContext(msg.Context())
+	if !ok {
+		return nil, errors.New("no transaction in the context")
+	}
+	partition, offset := a.place(msg)
+	_, err := tx.ExecContext(msg.Context(), `INSERT INTO effects (handler, key, number, worker, partition, "offset") VALUES ($1, $2, $3::integer, $4, $5, $6)`,
+		a.Group, msg.UUID, string(msg.Payload), a.Name, partition, offset)
+	if err != nil {
+		return nil, err
+	}
+	a.say("handling %s", msg.UUID)
+	a.opportunity(dieInHandler, msg.UUID)
+	a.opportunity(freezeInHandler, msg.UUID)
+	n := a.runs.Add(1)
+	if msg.UUID == a.Poison || a.FailEvery > 0 && n%int64(a.FailEvery) == 0 {
+		return nil, errWanted
+	}
+	if a.Receipts == "" {
+		return nil, nil
+	}
+	receipt := message.NewMessage(watermill.NewUUID(), msg.Payload)
+	receipt.Metadata.Set(outbox.OrderingKeyMetadata, msg.Metadata.Get(outbox.OrderingKeyMetadata))
+	return []*message.Message{receipt}, nil
+}
+
+func (a *performer) place(msg *message.Message) (partition int32, offset int64) {
+	if a.Stock {
+		partition, _ = stock.MessagePartitionFromCtx(msg.Context())
+		offset, _ = stock.MessagePartitionOffsetFromCtx(msg.Context())
+		return partition, offset
+	}
+	d, _ := kafka.FromContext(msg.Context())
+	return d.Partition, d.Offset
+}
+
+// relay is the role of a relay.
+func (a *performer) relay(ctx context.Context) error {
+	sink := &kafka.Sink{Client: a.client}
+	defer sink.Close()
+	relay := &outbox.Relay{DB: a.db, Sink: faultySink{a, sink}, PollInterval: 100 * time.Millisecond, PublishTimeout: 2 * time.Second}
+	a.say("running")
+	return relay.Run(ctx)
+}
+
+// A faultySink publishes, and gives the performer's fault its opportunities.
+type faultySink struct {
+	a     *performer
+	inner outbox.Sink
+}
+
+func (s faultySink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
+	errs := s.inner.PublishBatch(ctx, rows)
+	if err := errors.Join(errs...); err != nil {
+		s.a.say("unpublished %q", fmt.Sprint(err))
+		return errs
+	}
+	s.a.say("published %d", len(errs))
+	s.a.opportunity(dieAfterPublishing, rows[0].UUID)
+	return errs
+}

@@ -1,0 +1,514 @@
+package kafka_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kversion"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/consumers/kafka"
+	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/middleware"
+)
+
+func number(t testing.TB, msg *message.Message) int {
+	t.Helper()
+	n, err := strconv.Atoi(string(msg.Payload))
+	must(t, err)
+	return n
+}
+
+func TestAPartitionIsHandledInOrderAndOneAtATime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 50)
+	messages := b.subscribe(b.subscriber("g"))
+	for i := range 50 {
+		msg := receive(t, messages)
+		if number(t, msg) != i {
+			t.Fatalf("got %s, want %d", msg.Payload, i)
+		}
+		if i%10 == 0 {
+			nothing(t, messages, 20*time.Millisecond)
+		}
+		if i%7 == 3 { // a failure holds up the others
+			msg.Nack()
+			again := receive(t, messages)
+			if number(t, again) != i {
+				t.Fatalf("got %s, want %d again", again.Payload, i)
+			}
+			if d, _ := kafka.FromContext(again.Context()); d.Attempt != 2 {
+				t.Errorf("attempt %d", d.Attempt)
+			}
+			msg = again
+		}
+		msg.Ack()
+	}
+	b.awaitCommitted("g", 50)
+}
+
+func TestMoreInFlightKeepTheOrderOfEachKey(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	const keys, each = 5, 40
+	for i := range keys * each {
+		b.store(&kgo.Record{Key: fmt.Append(nil, "key", i%keys), Value: fmt.Append(nil, i/keys)})
+	}
+	s := b.subscriber("g")
+	s.MaxInFlight = 64
+	messages := b.subscribe(s)
+	// One of each key, at the same time.
+	first := make(map[string]*message.Message)
+	for range keys {
+		msg := receive(t, messages)
+		d, _ := kafka.FromContext(msg.Context())
+		if first[string(d.Key)] != nil {
+			t.Fatalf("two messages of %s are in flight", d.Key)
+		}
+		first[string(d.Key)] = msg
+	}
+	nothing(t, messages, 50*time.Millisecond)
+	// A key that fails does not hold up the others.
+	stuck := first["key0"]
+	next := make(map[string]int)
+	for key, msg := range first {
+		if key != "key0" {
+			next[key] = 1
+			msg.Ack()
+		}
+	}
+	for range (keys - 1) * (each - 1) {
+		msg := receive(t, messages)
+		d, _ := kafka.FromContext(msg.Context())
+		if key := string(d.Key); number(t, msg) != next[key] {
+			t.Fatalf("%s: got %s, want %d", key, msg.Payload, next[key])
+		}
+		next[string(d.Key)]++
+		msg.Ack()
+	}
+	// Nothing may be committed beyond the message that is not finished.
+	time.Sleep(3 * kafka.DefaultCommitInterval)
+	if n := b.committed("g"); n != 0 {
+		t.Errorf("committed up to %d, with offset 0 unfinished", n)
+	}
+	stuck.Ack()
+	for i := 1; i < each; i++ {
+		msg := receive(t, messages)
+		if number(t, msg) != i {
+			t.Fatalf("key0: got %s, want %d", msg.Payload, i)
+		}
+		msg.Ack()
+	}
+	b.awaitCommitted("g", keys*each)
+}
+
+func TestRecordsWithoutKeyRunAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 20)
+	s := b.subscriber("g")
+	s.MaxInFlight = 10
+	messages := b.subscribe(s)
+	var held []*message.Message
+	for range 10 {
+		held = append(held, receive(t, messages))
+	}
+	nothing(t, messages, 50*time.Millisecond)
+	slices.Reverse(held)
+	for _, msg := range held[:9] {
+		msg.Ack()
+	}
+	for range 9 {
+		receive(t, messages).Ack()
+	}
+	time.Sleep(3 * kafka.DefaultCommitInterval)
+	if n := b.committed("g"); n != 0 {
+		t.Errorf("committed up to %d, with offset 0 unfinished", n)
+	}
+	held[9].Ack()
+	receive(t, messages).Ack()
+	b.awaitCommitted("g", 20)
+}
+
+func TestTheContextSaysWhereAMessageIsAndWhoseTurnItIs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.store(
+		&kgo.Record{Key: []byte("k"), Value: []byte("a"), Headers: []kgo.RecordHeader{{Key: "h", Value: []byte("1")}, {Key: "h", Value: []byte("2")}}},
+		&kgo.Record{Key: []byte("k"), Value: nil},
+	)
+	topics, err := b.admin.ListTopics(within(t), b.topic)
+	must(t, err)
+	id := topics[b.topic].ID
+	messages := b.subscribe(b.subscriber("g"))
+	first := receive(t, messages)
+	d, ok := kafka.FromContext(first.Context())
+	if !ok || d.Topic != b.topic || d.TopicID != [16]byte(id) || d.Partition != 0 || d.Offset != 0 || string(d.Key) != "k" || len(d.Headers) != 2 || d.Attempt != 1 || time.Since(d.Time) > time.Hour {
+		t.Errorf("the delivery is %+v", d)
+	}
+	if first.Metadata["h"] != "1" || first.Metadata["h#2"] != "2" || first.UUID != "" {
+		t.Errorf("metadata %v, UUID %q", first.Metadata, first.UUID)
+	}
+	info, _ := delivery.From(first.Context())
+	if want := fmt.Sprintf("kafka:%x:0:0", id[:]); info.Position != want {
+		t.Errorf("position %q, want %q", info.Position, want)
+	}
+	if info.Turn == nil || info.Turn.Number != 1 || info.Turn.Before != nil {
+		t.Errorf("the first one's turn is %+v", info.Turn)
+	}
+	if key, err := kafka.ByRecordKey(first); key != "k" || err != nil {
+		t.Errorf("key %q, %v", key, err)
+	}
+	first.Ack()
+	tombstone := receive(t, messages)
+	if tombstone.Payload != nil {
+		t.Errorf("a tombstone has the payload %q", tombstone.Payload)
+	}
+	next, _ := delivery.From(tombstone.Context())
+	if next.Turn == nil || next.Turn.Line != info.Turn.Line || next.Turn.Number != 2 {
+		t.Fatalf("the second one's turn is %+v, the first one's was %+v", next.Turn, info.Turn)
+	}
+	select {
+	case <-next.Turn.Before:
+	default:
+		t.Error("the first one is acknowledged, but the second one's turn has not come")
+	}
+	select {
+	case <-first.Context().Done():
+	case <-time.After(patience):
+		t.Error("the context of an acknowledged message does not end")
+	}
+	tombstone.Ack()
+}
+
+func TestCloseCommitsWhatIsFinishedAndLeavesTheGroup(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.publish(0, 100)
+	s := b.subscriber("g", kgo.SessionTimeout(5*time.Minute), kgo.RebalanceTimeout(5*time.Minute))
+	s.CommitInterval = time.Hour
+	messages := b.subscribe(s)
+	for range 60 {
+		receive(t, messages).Ack()
+	}
+	slow := receive(t, messages)
+	closed := make(chan error)
+	go func() { closed <- s.Close() }()
+	<-slow.Context().Done()
+	select {
+	case <-closed:
+		t.Fatal("Close does not wait for a message that is being handled")
+	case <-time.After(100 * time.Millisecond):
+	}
+	slow.Ack()
+	must(t, <-closed)
+	if _, open := <-messages; open {
+		t.Error("the channel is open")
+	}
+	if n := b.committed("g"); n != 61 {
+		t.Errorf("%d are committed, want 61", n)
+	}
+	// With sessions of minutes, only a member that has left is not waited for.
+	heir := b.subscribe(b.subscriber("g"))
+	for range 39 {
+		receive(t, heir).Ack()
+	}
+	b.awaitCommitted("g", 100)
+}
+
+func TestCloseDoesNotWaitLongerThanDrainTimeout(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 3)
+	var log logbook
+	s := b.subscriber("g")
+	s.DrainTimeout, s.Logger = 200*time.Millisecond, log.logger()
+	messages := b.subscribe(s)
+	receive(t, messages).Ack()
+	receive(t, messages) // and no ack
+	must(t, s.Close())
+	log.await(t, "not acknowledged within DrainTimeout")
+	if n := b.committed("g"); n != 1 {
+		t.Errorf("%d are committed, want 1", n)
+	}
+}
+
+func TestWithoutAGroupEverySubscribeGetsEverything(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 3)
+	b.publish(0, 30)
+	s := b.subscriber("")
+	for range 2 {
+		messages := b.subscribe(s)
+		for range 30 {
+			receive(t, messages).Ack()
+		}
+		nothing(t, messages, 20*time.Millisecond)
+	}
+}
+
+// A partition that stands still must neither keep the others from being read nor
+// fill the memory, and goes on when it can.
+func TestAPartitionThatStandsStillDoesNotHoldUpTheOthers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	const each = 5000
+	value := make([]byte, 1000)
+	manual := b.connect(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	var records []*kgo.Record
+	for i := range 2 * each {
+		records = append(records, &kgo.Record{Topic: b.topic, Partition: int32(i % 2), Value: value})
+	}
+	must(t, manual.ProduceSync(within(t), records...).FirstErr())
+	messages := b.subscribe(b.subscriber("g"))
+	var stuck *message.Message
+	for handled := 0; handled < each; {
+		msg := receive(t, messages)
+		if d, _ := kafka.FromContext(msg.Context()); d.Partition == 0 {
+			stuck = msg
+			continue
+		}
+		msg.Ack()
+		handled++
+	}
+	nothing(t, messages, 50*time.Millisecond)
+	stuck.Ack()
+	for range each - 1 {
+		receive(t, messages).Ack()
+	}
+	b.awaitCommitted("g", 2*each)
+}
+
+func TestNothingIsHandedOutWhileWhatHandlersNeedIsAway(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.publish(0, 40)
+	var log logbook
+	s := b.subscriber("g")
+	s.Logger = log.logger()
+	messages := b.subscribe(s)
+	msg := receive(t, messages)
+	info, _ := delivery.From(msg.Context())
+	var mu sync.Mutex
+	away, probes := true, 0
+	info.Hold(func(context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		probes++
+		if away {
+			return fmt.Errorf("away")
+		}
+		return nil
+	})
+	log.await(t, "handing out no messages")
+	msg.Nack()
+	nothing(t, messages, 200*time.Millisecond)
+	mu.Lock()
+	away = false
+	mu.Unlock()
+	for range 40 {
+		receive(t, messages).Ack()
+	}
+	log.await(t, "handing out messages again")
+	b.awaitCommitted("g", 40)
+}
+
+func TestATransactionThatIsAbortedIsNotDelivered(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	producer := b.connect(kgo.TransactionalID(b.topic))
+	for i, end := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit} {
+		must(t, producer.BeginTransaction())
+		must(t, producer.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Value: fmt.Append(nil, i)}).FirstErr())
+		must(t, producer.EndTransaction(within(t), end))
+	}
+	b.publish(2, 3)
+	messages := b.subscribe(b.subscriber("g"))
+	for i := 1; i < 3; i++ {
+		msg := receive(t, messages)
+		if number(t, msg) != i {
+			t.Errorf("got %s, want %d", msg.Payload, i)
+		}
+		msg.Ack()
+	}
+	b.awaitCommitted("g", 5) // the offsets have gaps where a transaction ended
+}
+
+func TestMembersComeAndGoWithoutLossAndWithFewDuplicates(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 6)
+	b.publish(0, 3000)
+	var mu sync.Mutex
+	seen := make(map[string]int)
+	var members sync.WaitGroup
+	join := func() *kafka.Subscriber {
+		s := b.subscriber("g")
+		messages := b.subscribe(s)
+		members.Go(func() {
+			for msg := range messages {
+				mu.Lock()
+				seen[string(msg.Payload)]++
+				mu.Unlock()
+				time.Sleep(time.Millisecond)
+				msg.Ack()
+			}
+		})
+		return s
+	}
+	first, second := join(), join()
+	until(t, "the work has begun", func() bool { mu.Lock(); defer mu.Unlock(); return len(seen) > 300 })
+	third := join()
+	until(t, "the work goes on", func() bool { mu.Lock(); defer mu.Unlock(); return len(seen) > 1000 })
+	must(t, first.Close())
+	until(t, "the work goes on", func() bool { mu.Lock(); defer mu.Unlock(); return len(seen) > 2000 })
+	join()
+	must(t, second.Close())
+	b.awaitCommitted("g", 3000)
+	must(t, third.Close())
+	mu.Lock()
+	defer mu.Unlock()
+	twice := 0
+	for _, n := range seen {
+		twice += n - 1
+	}
+	// Handlers are waited for when a partition moves, and what they have finished
+	// is committed first.
+	if len(seen) != 3000 || twice > 0 {
+		t.Errorf("%d messages of 3000, %d of them again", len(seen), twice)
+	}
+}
+
+func TestATopicThatIsDeletedAndMadeAgainIsReadFromItsBeginning(t *testing.T) {
+	t.Parallel()
+	for _, group := range []string{"g", ""} {
+		t.Run("group "+group, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, 1)
+			b.publish(0, 20)
+			var log logbook
+			s := b.subscriber(group)
+			s.Logger = log.logger()
+			messages := b.subscribe(s)
+			positions := make(map[string]bool)
+			for range 10 {
+				msg := receive(t, messages)
+				key, err := middleware.ByPosition(msg)
+				must(t, err)
+				positions[key] = true
+				msg.Ack()
+			}
+			if group != "" {
+				b.awaitCommitted(group, 10)
+			}
+			old := receive(t, messages)
+			_, err := b.admin.DeleteTopic(within(t), b.topic)
+			must(t, err)
+			until(t, "the topic is gone", func() bool {
+				topics, err := b.admin.ListTopics(within(t))
+				return err == nil && !topics.Has(b.topic)
+			})
+			b.createTopic(b.topic, 1)
+			fresh := b.connect()
+			for i := 100; i < 130; i++ { // more than the old one had
+				must(t, fresh.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Value: fmt.Append(nil, i)}).FirstErr())
+			}
+			log.await(t, "the topic is not the one that it was")
+			old.Ack() // of no interest any more
+			for i := 100; i < 130; i++ {
+				msg := receive(t, messages)
+				if number(t, msg) != i {
+					t.Fatalf("got %s, want %d", msg.Payload, i)
+				}
+				key, err := middleware.ByPosition(msg)
+				must(t, err)
+				if positions[key] {
+					t.Errorf("position %s was one of the old topic", key)
+				}
+				positions[key] = true
+				msg.Ack()
+			}
+			if group != "" {
+				b.awaitCommitted(group, 30)
+			}
+		})
+	}
+}
+
+// Brokers that do not tell topics apart give no position, rather than one that
+// two messages could have.
+func TestWithoutATopicIDThereIsNoPosition(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 1)
+	old := kversion.V2_8_0()
+	messages := b.subscribe(b.subscriber("g", kgo.MaxVersions(old)))
+	msg := receive(t, messages)
+	_, err := middleware.ByPosition(msg)
+	complains(t, err, oncemill.ErrNoKey.Error(), "position")
+	msg.Ack()
+}
+
+func TestTimestampsCanBeIgnored(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	long := time.Now().Add(-1000 * time.Hour).Truncate(time.Millisecond)
+	b.store(&kgo.Record{Timestamp: long})
+	for _, ignore := range []bool{false, true} {
+		s := b.subscriber("")
+		s.IgnoreTimestamps = ignore
+		msg := receive(t, b.subscribe(s))
+		d, _ := kafka.FromContext(msg.Context())
+		info, _ := delivery.From(msg.Context())
+		if !d.Time.Equal(long) || info.Time.IsZero() != ignore {
+			t.Errorf("ignored: %v; delivery's time %v, for the watermark %v", ignore, d.Time, info.Time)
+		}
+		msg.Ack()
+		must(t, s.Close())
+	}
+}
+
+func TestWrongFieldsAreNamed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	for name, test := range map[string]struct {
+		change func(*kafka.Subscriber)
+		topic  string
+		words  []string
+	}{
+		"no client": {func(s *kafka.Subscriber) { s.Client = nil }, b.topic, []string{"Subscriber.Client is nil", "kgo.NewClient"}},
+		"in flight": {func(s *kafka.Subscriber) { s.MaxInFlight = -1 }, b.topic, []string{"MaxInFlight is -1"}},
+		"interval":  {func(s *kafka.Subscriber) { s.CommitInterval = -1 }, b.topic, []string{"CommitInterval is -1ns"}},
+		"drain":     {func(s *kafka.Subscriber) { s.DrainTimeout = -1 }, b.topic, []string{"DrainTimeout is -1ns"}},
+		"group":     {func(s *kafka.Subscriber) { s.Group = "a\x00b" }, b.topic, []string{"Subscriber.Group"}},
+		"client with a group": {func(s *kafka.Subscriber) {
+			s.Client = b.connect(kgo.ConsumerGroup("other"), kgo.ConsumeTopics(b.topic))
+		}, b.topic, []string{"kgo.ConsumeTopics"}},
+		"no topic":      {func(*kafka.Subscriber) {}, "", []string{"no topic"}},
+		"bad topic":     {func(*kafka.Subscriber) {}, "a b", []string{`topic "a b"`, "letters"}},
+		"unknown topic": {func(*kafka.Subscriber) {}, "unknown", []string{`topic "unknown" does not exist`, "kafka-topics.sh --create"}},
+	} {
+		s := b.subscriber("g")
+		s.Logger = slog.New(slog.DiscardHandler)
+		test.change(s)
+		_, err := s.Subscribe(within(t), test.topic)
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		complains(t, err, append(test.words, "oncemill: kafka:")...)
+	}
+	s := b.subscriber("g")
+	must(t, s.Close())
+	if _, err := s.Subscribe(within(t), b.topic); err != kafka.ErrClosed {
+		t.Errorf("after Close: %v", err)
+	}
+}
