@@ -26,7 +26,8 @@ func Spread(metadata map[string]string, name string, further []string, taken fun
 }
 
 // Folded reports whether a metadata key is a further value of a header: "Name#3"
-// is, provided that "Name" and "Name#2" are there too.
+// is, provided that "Name" and "Name#2" are there too, and that "Name" is not such
+// a value itself.
 func Folded(metadata map[string]string, key string) bool {
 	mark := strings.LastIndexByte(key, '#')
 	if mark < 1 {
@@ -43,7 +44,7 @@ func Folded(metadata map[string]string, key string) bool {
 		}
 	}
 	_, ok := metadata[name]
-	return ok
+	return ok && !Folded(metadata, name)
 }
 
 // Values returns all values of the header whose first one is under name.
