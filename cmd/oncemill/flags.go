@@ -28,6 +28,8 @@ type flags struct {
 type listedFlag struct {
 	name, placeholder, usage string
 	parse                    func(value string) error
+	secret                   bool   // only a variable: all users of a machine see arguments
+	as                       string // how it was given: the flag's or the variable's name
 }
 
 func newFlags(cmd command) *flags {
@@ -51,16 +53,32 @@ func (f *flags) read(args []string, env environment) error {
 	}
 	given := make(map[string]bool)
 	f.set.Visit(func(one *flag.Flag) { given[one.Name] = true })
-	for _, one := range f.listed {
+	for i, one := range f.listed {
+		if given[one.name] {
+			f.listed[i].as = "--" + one.name
+			continue
+		}
 		value, ok := env(variable(one.name))
-		if !ok || value == "" || given[one.name] {
+		if !ok || value == "" {
 			continue
 		}
 		if err := one.parse(value); err != nil {
 			return usagef("invalid value %q for variable %s: %w", value, variable(one.name), err)
 		}
+		f.listed[i].as = variable(one.name)
 	}
 	return nil
+}
+
+// given returns how the first flag was given whose name has a prefix: its name,
+// or its variable's. "" means that there was none.
+func (f *flags) given(prefix string) (as string) {
+	for _, one := range f.listed {
+		if one.as != "" && strings.HasPrefix(one.name, prefix) {
+			return one.as
+		}
+	}
+	return ""
 }
 
 // variable returns the name of the environment variable of a flag.
@@ -75,7 +93,11 @@ func (f *flags) printHelp(w io.Writer) {
 	}
 	fmt.Fprint(w, "\nFlags (or in the environment):\n")
 	for _, one := range f.listed {
-		fmt.Fprintf(w, "  %s  (%s)\n", strings.TrimSpace("--"+one.name+" "+one.placeholder), variable(one.name))
+		if one.secret {
+			fmt.Fprintf(w, "  %s\n", variable(one.name))
+		} else {
+			fmt.Fprintf(w, "  %s  (%s)\n", strings.TrimSpace("--"+one.name+" "+one.placeholder), variable(one.name))
+		}
 		for line := range strings.SplitSeq(one.usage, "\n") {
 			fmt.Fprintf(w, "        %s\n", line)
 		}
@@ -85,7 +107,7 @@ func (f *flags) printHelp(w io.Writer) {
 // add declares a flag. parse must not fail for values that may be secret: its
 // error is printed with the value.
 func (f *flags) add(name, placeholder, usage string, parse func(string) error) {
-	f.listed = append(f.listed, listedFlag{name, placeholder, usage, parse})
+	f.listed = append(f.listed, listedFlag{name: name, placeholder: placeholder, usage: usage, parse: parse})
 	f.set.Func(name, usage, parse)
 }
 
@@ -98,6 +120,16 @@ func (f *flags) text(name, placeholder, usage string) *string {
 	return p
 }
 
+// secret declares what can be set in the environment only.
+func (f *flags) secret(name, usage string) *string {
+	p := new(string)
+	f.listed = append(f.listed, listedFlag{name: name, usage: usage, secret: true, parse: func(value string) error {
+		*p = value
+		return nil
+	}})
+	return p
+}
+
 func (f *flags) toggle(name, usage string) *bool {
 	p := new(bool)
 	parse := func(value string) (err error) {
@@ -106,7 +138,7 @@ func (f *flags) toggle(name, usage string) *bool {
 		}
 		return nil
 	}
-	f.listed = append(f.listed, listedFlag{name, "", usage, parse})
+	f.listed = append(f.listed, listedFlag{name: name, usage: usage, parse: parse})
 	f.set.BoolFunc(name, usage, parse)
 	return p
 }

@@ -1,5 +1,5 @@
 // Command oncemill sets up Oncemill's tables and relays the outbox to NATS
-// JetStream. `oncemill help` says more.
+// JetStream or Apache Kafka. `oncemill help` says more.
 package main
 
 import (

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncemill/oncemill/consumers/jetstream"
 )
 
 // natsOptions are the flags that lead to NATS.
@@ -29,6 +31,34 @@ func (f *flags) nats() natsOptions {
 	}
 	*o.url = nats.DefaultURL
 	return o
+}
+
+// check checks the flags and returns what connects.
+func (o natsOptions) check(logger *slog.Logger) (connect func(context.Context) (*broker, error), err error) {
+	options, err := o.options(logger)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (*broker, error) {
+		conn, err := o.connect(options)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkJetStream(ctx, conn); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return &broker{
+			sink: &jetstream.Sink{Conn: conn},
+			ready: func() error {
+				if !conn.IsConnected() {
+					return fmt.Errorf("NATS: %s", conn.Status())
+				}
+				return nil
+			},
+			close: conn.Close,
+		}, nil
+	}, nil
 }
 
 // options checks the flags and returns what they mean to nats.go.
@@ -89,9 +119,13 @@ func checkFile(flagName, file string) error {
 	}
 	f, err := os.Open(file)
 	if err != nil {
-		return usagef("--%s: %w (give the path of a file that this user may read)", flagName, err)
+		return unreadable(flagName, err)
 	}
 	return f.Close()
+}
+
+func unreadable(flagName string, err error) error {
+	return usagef("--%s: %w (give the path of a file that this user may read)", flagName, err)
 }
 
 // connect returns a connection that has been established.
@@ -106,14 +140,14 @@ func (o natsOptions) connect(options []nats.Option) (*nats.Conn, error) {
 // checkJetStream fails if the server says that it has no JetStream. Silence is
 // no proof: the user may not be allowed to ask.
 func checkJetStream(ctx context.Context, conn *nats.Conn) error {
-	js, err := jetstream.New(conn)
+	js, err := natsjs.New(conn)
 	if err != nil {
 		return fmt.Errorf("JetStream: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	_, err = js.AccountInfo(ctx)
-	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
+	if errors.Is(err, natsjs.ErrJetStreamNotEnabled) || errors.Is(err, natsjs.ErrJetStreamNotEnabledForAccount) {
 		return fmt.Errorf("NATS at %s has no JetStream: %w (start nats-server with -js, or enable JetStream for the account)", conn.ConnectedUrlRedacted(), err)
 	}
 	return nil

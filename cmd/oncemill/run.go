@@ -148,7 +148,7 @@ func programHelp() string {
 	b.WriteString(`Oncemill makes the effects of messages happen exactly once.
 
 This program sets up its tables in Postgres and relays the outbox to NATS
-JetStream. Handlers use the Go packages.
+JetStream or Apache Kafka. Handlers use the Go packages.
 
 Commands:
 `)
@@ -160,7 +160,8 @@ Commands:
 A first run:
   export ONCEMILL_DATABASE_URL='postgres://app:secret@127.0.0.1:5432/app?sslmode=disable'
   oncemill migrate
-  oncemill relay --nats-url nats://127.0.0.1:4222
+  oncemill relay --nats-url nats://127.0.0.1:4222    or
+  oncemill relay --kafka-brokers 127.0.0.1:9092
 
 Every flag can be set in the environment: --database-url as
 ONCEMILL_DATABASE_URL, --batch as ONCEMILL_BATCH. A flag wins.

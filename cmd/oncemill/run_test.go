@@ -44,7 +44,7 @@ func TestHelpTeaches(t *testing.T) {
 		if code != 0 || stderr != "" {
 			t.Errorf("%v: exit code %d, stderr %q", args, code, stderr)
 		}
-		for _, want := range []string{"migrate", "relay", "version", "ONCEMILL_DATABASE_URL", "oncemill relay --nats-url"} {
+		for _, want := range []string{"migrate", "relay", "version", "ONCEMILL_DATABASE_URL", "oncemill relay --nats-url", "oncemill relay --kafka-brokers"} {
 			if !strings.Contains(stdout, want) {
 				t.Errorf("%v does not mention %s:\n%s", args, want, stdout)
 			}
@@ -54,6 +54,7 @@ func TestHelpTeaches(t *testing.T) {
 		"version": nil,
 		"migrate": {"database-url", "schema", "print"},
 		"relay": {"database-url", "schema", "nats-url", "nats-creds", "nats-tls-ca", "nats-tls-cert", "nats-tls-key",
+			"kafka-brokers", "kafka-tls", "kafka-tls-ca", "kafka-tls-cert", "kafka-tls-key", "kafka-sasl", "kafka-user", "kafka-password-file",
 			"batch", "poll-interval", "publish-timeout", "drain-timeout", "http", "log-level", "log-format"},
 	} {
 		_, long, _ := call(t, nil, "help", command)
@@ -70,6 +71,19 @@ func TestHelpTeaches(t *testing.T) {
 				t.Errorf("%s --help does not list --%s and %s", command, flag, variable)
 			}
 		}
+	}
+}
+
+// A password among the arguments could be read by all users of the machine.
+func TestThePasswordForKafkaIsNoFlag(t *testing.T) {
+	t.Parallel()
+	_, stdout, _ := call(t, nil, "relay", "--help")
+	if strings.Contains(stdout, "--kafka-password ") || !strings.Contains(stdout, "\n  ONCEMILL_KAFKA_PASSWORD\n") {
+		t.Errorf("relay --help:\n%s", stdout)
+	}
+	code, _, stderr := call(t, nil, "relay", "--kafka-password="+secret)
+	if code != 2 || !strings.Contains(stderr, "-kafka-password") || strings.Contains(stderr, secret) {
+		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
 

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/oncemill/oncemill/outbox"
+)
+
+// A broker is where the relay publishes to, connected.
+type broker struct {
+	sink  outbox.Sink
+	ready func() error // nil while the broker is there, else what is wrong
+	close func()
+}
+
+// brokerOptions are the flags that lead to one broker or the other.
+type brokerOptions struct {
+	given func(prefix string) (as string)
+	nats  natsOptions
+	kafka kafkaOptions
+}
+
+func (f *flags) broker() brokerOptions {
+	return brokerOptions{given: f.given, nats: f.nats(), kafka: f.kafka()}
+}
+
+// check checks the flags and returns what connects to the broker that they name.
+func (o brokerOptions) check(logger *slog.Logger) (connect func(context.Context) (*broker, error), err error) {
+	kafka, nats := o.given("kafka-"), o.given("nats-")
+	if brokers := o.given("kafka-brokers"); brokers != "" {
+		if nats != "" {
+			return nil, usagef("%s is for Kafka and %s for NATS: leave out one or the other", brokers, nats)
+		}
+		return o.kafka.check(logger)
+	}
+	if kafka != "" {
+		return nil, usagef("%s is for Kafka: give --kafka-brokers as well, or set %s", kafka, variable("kafka-brokers"))
+	}
+	return o.nats.check(logger)
+}
