@@ -17,7 +17,7 @@ BROKER ?=
 # with one Kafka for all.
 KAFKA := $(patsubst testcontainers/%,./%/...,$(wildcard testcontainers/kafka testcontainers/kafkaserver))
 TEST_KAFKA = echo "== testcontainers, on Kafka"; cd testcontainers && \
-	../bin/withservers -kafka go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) $(KAFKA)
+	../bin/withservers -kafka go test $(RACE) -p 1 -count=1 -timeout 8m $(TESTFLAGS) $(KAFKA)
 
 .DEFAULT_GOAL := help
 

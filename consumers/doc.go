@@ -2,8 +2,8 @@
 //
 // Stack adds the middlewares to a Watermill router in the order in which they
 // are correct, counts a handler's errors and makes dead letters of messages that
-// keep failing. Package consumers/jetstream has the subscriber, the publisher
-// and the relay's sink for NATS JetStream.
+// keep failing. Packages consumers/jetstream and consumers/kafka have the
+// subscriber, the publisher and the relay's sink for NATS JetStream and for Kafka.
 //
 // # What becomes of a message that fails
 //

@@ -49,9 +49,8 @@ func (s *session) commitNow() {
 	// client have joined the group again, whose commit would then set the new
 	// owner's back. The client calls this when it has settled in whose name and
 	// in which generation of the group it commits, and joins no other one before
-	// the commit is over: so if the partition has not been given away by then, it
-	// is ours in that generation.
-	ctx = kgo.PreCommitFnContext(ctx, func(*kmsg.OffsetCommitRequest) error { return s.stillOurs(marks) })
+	// the commit is over.
+	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error { return s.mayCommit(marks, req.MemberID) })
 	var failure error
 	s.client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{s.topic: offsets},
 		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
@@ -79,7 +78,7 @@ func (s *session) committable() (offsets map[int32]kgo.EpochOffset, marks map[in
 	defer s.mu.Unlock()
 	offsets, marks = make(map[int32]kgo.EpochOffset), make(map[int32]mark)
 	for _, p := range s.order {
-		if p.next > p.committed && p.next > 0 {
+		if p.next != p.committed {
 			offsets[p.id] = kgo.EpochOffset{Epoch: p.epoch, Offset: p.next}
 			marks[p.id] = mark{p, p.next}
 		}
@@ -87,11 +86,20 @@ func (s *session) committable() (offsets map[int32]kgo.EpochOffset, marks map[in
 	return offsets, marks
 }
 
-func (s *session) stillOurs(marks map[int32]mark) error {
+// mayCommit returns nil if all partitions are still ours, and were given to the
+// member that commits. A client whose membership was ended without its knowledge,
+// as while its machine was suspended, learns of it from the answer to a commit,
+// and joins as a new member without a word; its callbacks come after that, and the
+// brokers would take what it commits then.
+func (s *session) mayCommit(marks map[int32]mark, member string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, m := range marks {
-		if s.partitions[id] != m.p {
+		switch {
+		case m.p.member != member:
+			s.fail(errEvicted)
+			return errEvicted
+		case s.partitions[id] != m.p:
 			return errNotOwned
 		}
 	}
@@ -104,12 +112,16 @@ func (s *session) committed(marks map[int32]mark, resp *kmsg.OffsetCommitRespons
 	defer s.mu.Unlock()
 	for _, t := range resp.Topics {
 		for _, answer := range t.Partitions {
-			if err := kerr.ErrorForCode(answer.ErrorCode); err != nil {
+			err := kerr.ErrorForCode(answer.ErrorCode)
+			if errors.Is(err, kerr.UnknownMemberID) {
+				s.fail(errEvicted)
+			}
+			if err != nil {
 				failure = err
 				continue
 			}
 			if m, ok := marks[answer.Partition]; ok {
-				m.p.committed = max(m.p.committed, m.next)
+				m.p.committed = m.next
 			}
 		}
 	}

@@ -2,23 +2,32 @@ package kafka
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// unreachable says which brokers were to be reached.
+// unreachable says which brokers an error came from, and what to do.
 func unreachable(client *kgo.Client, err error) error {
 	seeds, _ := client.OptValue(kgo.SeedBrokers).([]string)
-	var network net.Error
-	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) {
-		return fmt.Errorf("brokers %s do not answer: %w (check the addresses in kgo.SeedBrokers, that the brokers run, and whether they want TLS)", strings.Join(seeds, ","), err)
+	where := "brokers " + strings.Join(seeds, ",")
+	var broker *kerr.Error
+	var authority x509.UnknownAuthorityError
+	switch known := explained(err); {
+	case known != err:
+		return fmt.Errorf("%s: %w", where, known)
+	case errors.As(err, &broker):
+		return fmt.Errorf("%s: %w", where, err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return fmt.Errorf("%s do not answer: %w (check the addresses in kgo.SeedBrokers and that the brokers run)", where, err)
+	case errors.As(err, &authority):
+		return fmt.Errorf("cannot connect to %s: %w (give the certificate authority in kgo.DialTLSConfig)", where, err)
 	}
-	return explained(err)
+	return fmt.Errorf("cannot connect to %s: %w (check the addresses in kgo.SeedBrokers, that the brokers run, and whether this listener wants TLS or SASL)", where, err)
 }
 
 // explained adds to errors of the brokers what they do not say.

@@ -26,6 +26,7 @@ const (
 // partition's, or that of its record key. Only the first of a lane can be ready.
 type partition struct {
 	id      int32
+	member  string // as whom the group has given it to this client
 	topicID [16]byte
 	held    []*entry
 	bytes   int
@@ -35,7 +36,8 @@ type partition struct {
 	paused  bool             // not fetched from
 
 	// next and epoch are what may be committed: the offset behind the finished
-	// records, and the leader epoch of the last one. committed is what was.
+	// records, and the leader epoch of the last one. committed is what was. Both
+	// are -1 at first. next goes back where the brokers have lost records.
 	next, committed int64
 	epoch           int32
 
@@ -68,8 +70,8 @@ type entry struct {
 }
 
 // add takes up a partition.
-func (s *session) add(id int32) *partition {
-	p := &partition{id: id, lanes: make(map[string]*lane), committed: -1}
+func (s *session) add(id int32, member string) *partition {
+	p := &partition{id: id, member: member, lanes: make(map[string]*lane), next: -1, committed: -1}
 	s.partitions[id] = p
 	s.order = append(s.order, p)
 	return p
@@ -90,7 +92,7 @@ func (s *session) accept(topicID [16]byte, fetched kgo.FetchPartition) {
 	case p == nil && s.group != "":
 		return // it was revoked
 	case p == nil:
-		p = s.add(fetched.Partition)
+		p = s.add(fetched.Partition, "")
 	}
 	p.topicID = topicID
 	for _, record := range fetched.Records {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,16 +14,25 @@ import (
 	"github.com/oncemill/oncemill/outbox"
 )
 
-// topicTrust is for how long a topic is believed to be there.
-const topicTrust = 10 * time.Second
+const (
+	// topicTrust is for how long a topic is believed to be there.
+	topicTrust = 10 * time.Second
+
+	// deliveryTimeout is for how long a client tries to deliver a record, whether
+	// or not somebody still waits for it.
+	deliveryTimeout = 10 * time.Second
+)
 
 // A producer sends records with a client of its own, made from the user's when it
 // is first needed.
 type producer struct {
 	mu     sync.Mutex
 	client *kgo.Client
+	single *kgo.Client // for records that have to be alone in their batch
 	closed bool
 	topics map[string]time.Time // when each was last seen
+
+	alone chan struct{} // has room for the one who uses single
 }
 
 // open returns the client. owner names the field's struct in errors.
@@ -38,44 +48,44 @@ func (p *producer) open(owner string, base *kgo.Client) (*kgo.Client, error) {
 	if err := checkProducer(owner, base); err != nil {
 		return nil, err
 	}
-	opts := []kgo.Opt{kgo.ProducerLinger(0)} // whoever waits has nothing to add
+	var err error
+	if p.client, err = newProducer(base); err == nil {
+		p.single, err = newProducer(base)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s.Client: %w", owner, err)
+	}
+	p.topics, p.alone = make(map[string]time.Time), make(chan struct{}, 1)
+	return p.client, nil
+}
+
+// newProducer makes a client. It connects when it is first used.
+func newProducer(base *kgo.Client) (*kgo.Client, error) {
+	opts := []kgo.Opt{
+		kgo.ProducerLinger(0), // whoever waits has nothing to add
+		kgo.DialTimeout(dialTimeout),
+		kgo.RecordDeliveryTimeout(deliveryTimeout),
+	}
 	opts = append(opts, base.Opts()...)
-	opts = append(opts,
+	return newClient(append(opts,
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		// Otherwise a record that may or may not have arrived would stay in the
 		// client until that is known, and be sent when the caller, who has long
 		// sent it again, does not reckon with it any more.
 		kgo.AllowIdempotentProduceCancellation(),
-	)
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("%s.Client: %w", owner, err)
-	}
-	p.client, p.topics = client, make(map[string]time.Time)
-	return client, nil
-}
-
-func checkProducer(owner string, client *kgo.Client) error {
-	if err := checkClient(owner, client); err != nil {
-		return err
-	}
-	if off, _ := client.OptValue(kgo.DisableIdempotentWrite).(bool); off {
-		return fmt.Errorf("%s.Client has kgo.DisableIdempotentWrite: make it without, or records could be stored twice and out of order", owner)
-	}
-	if id, _ := client.OptValue(kgo.TransactionalID).(string); id != "" {
-		return fmt.Errorf("%s.Client has kgo.TransactionalID %q: make it without, the outbox does what a transaction would be for", owner, id)
-	}
-	return nil
+	))
 }
 
 func (p *producer) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	if p.client != nil {
-		p.client.Close()
-		p.client = nil
+	for _, client := range []*kgo.Client{p.client, p.single} {
+		if client != nil {
+			client.Close()
+		}
 	}
+	p.client, p.single = nil, nil
 	return nil
 }
 
@@ -86,39 +96,50 @@ func (p *producer) send(ctx context.Context, client *kgo.Client, records []*kgo.
 	p.excludeMissing(ctx, client, records, errs)
 	transmit(ctx, client, records, errs)
 	for i, err := range errs {
-		// The brokers refuse a batch of records as a whole. Only a record that is
-		// alone in its batch is known to be the one that they do not like.
-		if records[i] != nil && isRefusal(err) && len(records) > 1 {
-			transmit(ctx, client, records[i:i+1], errs[i:i+1])
+		if records[i] != nil && isRefusal(err) {
+			p.sendAlone(ctx, records[i:i+1], errs[i:i+1])
 		}
 	}
 	for i, err := range errs {
 		if records[i] != nil && err != nil {
 			errs[i] = produceError(client, records[i], err)
-			p.forget(client, records[i].Topic, err)
+			p.forget(records[i].Topic, err)
 		}
 	}
 }
 
-// transmit sends records at once and waits for what becomes of each, or until ctx
-// ends: while a broker is silent the client waits longer than that.
-func transmit(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
-	type result struct {
-		i   int
-		err error
+// sendAlone sends a record that was refused once more. The brokers refuse a batch
+// of records as a whole, also with those of other callers; only a record that is
+// alone in its batch is known to be the one that they do not like.
+func (p *producer) sendAlone(ctx context.Context, record []*kgo.Record, err []error) {
+	select {
+	case p.alone <- struct{}{}:
+		defer func() { <-p.alone }()
+	case <-ctx.Done():
+		err[0] = context.Cause(ctx)
+		return
 	}
-	results := make(chan result, len(records)) // room for those that come too late
+	p.mu.Lock()
+	single := p.single
+	p.mu.Unlock()
+	if single != nil { // else it is closed
+		transmit(ctx, single, record, err)
+	}
+}
+
+// transmit sends records at once and waits for what becomes of each, or until ctx
+// ends. The client is not told of ctx: with a record that is given up it gives up
+// all that wait behind it for the same partition, also those of other callers.
+func transmit(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
 	waiting := 0
 	for i, r := range records {
-		if r == nil {
-			continue
+		if r != nil {
+			errs[i] = errUnconfirmed
+			waiting++
 		}
-		waiting++
-		errs[i] = errUnconfirmed
-		// The client fills in the record; another attempt needs a new one.
-		own := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
-		client.Produce(ctx, own, func(_ *kgo.Record, err error) { results <- result{i, err} })
 	}
+	results := make(chan result, waiting) // room for those that come too late
+	go produce(ctx, client, slices.Clone(records), results)
 	for ; waiting > 0; waiting-- {
 		select {
 		case r := <-results:
@@ -132,6 +153,28 @@ func transmit(ctx context.Context, client *kgo.Client, records []*kgo.Record, er
 				return
 			}
 		}
+	}
+}
+
+// A result is what became of a record.
+type result struct {
+	i   int
+	err error
+}
+
+// produce hands records to the client, which makes it wait while too many are
+// under way.
+func produce(ctx context.Context, client *kgo.Client, records []*kgo.Record, results chan<- result) {
+	for i, r := range records {
+		if r == nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		// The client fills in the record; another attempt needs a new one.
+		own := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
+		client.Produce(context.WithoutCancel(ctx), own, func(_ *kgo.Record, err error) { results <- result{i, err} })
 	}
 }
 
@@ -156,7 +199,7 @@ func (p *producer) excludeMissing(ctx context.Context, client *kgo.Client, recor
 	if err != nil {
 		for i, r := range records {
 			if r != nil {
-				records[i], errs[i] = nil, unavailable(err)
+				records[i], errs[i] = nil, fmt.Errorf("%w: %w", outbox.ErrUnavailable, err)
 			}
 		}
 		return
@@ -166,7 +209,7 @@ func (p *producer) excludeMissing(ctx context.Context, client *kgo.Client, recor
 		if r == nil {
 			continue
 		}
-		if err := found[r.Topic]; err != nil && !kerr.IsRetriable(err) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+		if err := found[r.Topic]; err != nil && !retriable(err) || errors.Is(err, kerr.UnknownTopicOrPartition) {
 			records[i], errs[i] = nil, err
 		}
 	}
@@ -198,19 +241,24 @@ func (p *producer) trust(found map[string]error) {
 
 // forget has a topic looked up again that was deleted, or deleted and made again:
 // the client would not send to another one of the same name.
-func (p *producer) forget(client *kgo.Client, topic string, err error) {
-	if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
-		p.mu.Lock()
-		delete(p.topics, topic)
-		p.mu.Unlock()
-		client.PurgeTopicsFromProducing(topic)
+func (p *producer) forget(topic string, err error) {
+	if !errors.Is(err, kerr.UnknownTopicID) && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.topics, topic)
+	for _, client := range []*kgo.Client{p.client, p.single} {
+		if client != nil {
+			client.PurgeTopicsFromProducing(topic)
+		}
 	}
 }
 
 // isRefusal reports whether the brokers will not take a record as it is.
 func isRefusal(err error) bool {
 	for _, refusal := range []error{
-		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp, kerr.CorruptMessage, kerr.InvalidTopicException,
+		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.CorruptMessage, kerr.InvalidTopicException,
 	} {
 		if errors.Is(err, refusal) {
 			return true
@@ -235,14 +283,18 @@ func produceError(client *kgo.Client, r *kgo.Record, err error) error {
 		return fmt.Errorf("topic %q was deleted and made again: %w", r.Topic, err)
 	case errors.Is(err, kerr.PolicyViolation):
 		return err
+	case errors.Is(err, kerr.InvalidTimestamp):
+		return fmt.Errorf("%w: %w: the clock of this machine is wrong, or the topic's message.timestamp.after.max.ms too small", outbox.ErrUnavailable, err)
 	}
-	return unavailable(err)
+	return unavailable(client, err)
 }
 
 // unavailable marks an error that is not the message's fault.
-func unavailable(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: no acknowledgement in time: %w", outbox.ErrUnavailable, err)
+func unavailable(client *kgo.Client, err error) error {
+	for _, late := range []error{context.DeadlineExceeded, context.Canceled, kgo.ErrRecordTimeout} {
+		if errors.Is(err, late) {
+			return fmt.Errorf("%w: no acknowledgement in time: %w", outbox.ErrUnavailable, err)
+		}
 	}
-	return fmt.Errorf("%w: %w", outbox.ErrUnavailable, explained(err))
+	return fmt.Errorf("%w: %w", outbox.ErrUnavailable, unreachable(client, err))
 }

@@ -27,6 +27,7 @@ const handoverTimeout = 3 * time.Second
 type session struct {
 	*subscription
 	client  *kgo.Client
+	abort   context.CancelFunc // ends all that the client waits for
 	watch   *watch
 	hard    context.Context // ends when the session is given up
 	giveUp  context.CancelFunc
@@ -34,6 +35,8 @@ type session struct {
 	failed  chan error    // why the session cannot go on
 	wake    chan struct{} // there may be something else to hand out
 	dirty   chan struct{} // there may be something to commit
+	resumed chan struct{} // what handlers need is back
+	holding bool          // until then; touched by run alone
 
 	mu         sync.Mutex
 	partitions map[int32]*partition
@@ -59,12 +62,16 @@ func (s *subscription) begin(ctx context.Context) (*session, error) {
 		failed:       make(chan error, 1),
 		wake:         make(chan struct{}, 1),
 		dirty:        make(chan struct{}, 1),
+		resumed:      make(chan struct{}),
 		partitions:   make(map[int32]*partition),
 	}
 	next.hard, next.giveUp = context.WithCancel(context.Background())
+	life, abort := context.WithCancel(context.Background())
+	next.abort = abort
 	var err error
-	if next.client, err = kgo.NewClient(next.options()...); err != nil {
+	if next.client, err = newClient(append(next.options(), kgo.WithContext(life))); err != nil {
 		next.giveUp()
+		abort()
 		return nil, fmt.Errorf("Subscriber.Client: %w", err)
 	}
 	return next, nil
@@ -72,11 +79,15 @@ func (s *subscription) begin(ctx context.Context) (*session, error) {
 
 // options are the user's, between those that they may and may not change.
 func (s *session) options() []kgo.Opt {
-	opts := []kgo.Opt{kgo.FetchIsolationLevel(kgo.ReadCommitted())}
+	opts := []kgo.Opt{kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.DialTimeout(dialTimeout)}
 	opts = append(opts, s.base.Opts()...)
 	opts = append(opts, kgo.ConsumeTopics(s.topic), kgo.WithHooks(s.watch))
 	if s.group == "" {
 		return opts
+	}
+	if id, _ := s.base.OptValue(kgo.InstanceID).(string); id != "" {
+		// Each topic has a client of its own, and in a group each needs its own.
+		opts = append(opts, kgo.InstanceID(id+"-"+s.topic))
 	}
 	return append(opts,
 		kgo.ConsumerGroup(s.group),
@@ -90,8 +101,8 @@ func (s *session) options() []kgo.Opt {
 	)
 }
 
-// run hands out messages until ctx ends, which is nil, or the topic is another
-// one.
+// run hands out messages until ctx ends, which is nil, or the session cannot go
+// on.
 func (s *session) run(ctx context.Context) (end error) {
 	polling, stopPolling := context.WithCancel(s.hard)
 	defer stopPolling()
@@ -107,7 +118,8 @@ func (s *session) run(ctx context.Context) (end error) {
 	if end == nil {
 		s.drain()
 	} else {
-		// What is left of the other topic must not be committed to this one.
+		// What is finished must not be committed, to another topic or over the
+		// heads of those who have the partitions now.
 		s.drop(s.all())
 	}
 	s.leave()
@@ -193,17 +205,23 @@ func (s *session) drain() {
 func (s *session) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	_ = s.client.LeaveGroupContext(ctx)
+	defer s.abort()
+	if s.client.LeaveGroupContext(ctx) != nil {
+		// Such as when it waits to be let into the group, which can take as long
+		// as the rebalance timeout of the slowest member.
+		s.abort()
+	}
 	s.client.CloseAllowingRebalance()
 }
 
 // assigned is called by the client before it fetches from new partitions.
-func (s *session) assigned(_ context.Context, _ *kgo.Client, added map[string][]int32) {
+func (s *session) assigned(_ context.Context, client *kgo.Client, added map[string][]int32) {
+	member, _ := client.GroupMetadata()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range added[s.topic] {
 		if s.partitions[id] == nil {
-			s.add(id)
+			s.add(id, member)
 		}
 	}
 }
@@ -226,7 +244,7 @@ func (s *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 func (s *session) lost(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
 	ps := s.retire(gone[s.topic])
 	if len(ps) > 0 {
-		s.log.Warn("oncemill: kafka: partitions are lost, the group has gone on without this member", "topic", s.topic, "partitions", gone[s.topic])
+		s.log.Warn("oncemill: kafka: partitions are lost, "+goneOn, "topic", s.topic, "partitions", gone[s.topic])
 	}
 	s.drop(ps)
 }

@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -37,8 +38,8 @@ func (s *Sink) Check(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("oncemill: kafka: %w", err)
 	}
-	if err := client.Ping(ctx); err != nil {
-		return fmt.Errorf("oncemill: kafka: %w", unreachable(client, err))
+	if _, err := lookUp(ctx, client, []string{}); err != nil {
+		return fmt.Errorf("oncemill: kafka: %w", err)
 	}
 	return nil
 }
@@ -68,7 +69,7 @@ func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 			continue
 		}
 		r.Key = row.OrderingKey
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: outbox.DedupMetadata, Value: []byte(row.DedupID)})
+		r.Headers = append(withoutDedupID(r.Headers), kgo.RecordHeader{Key: outbox.DedupMetadata, Value: []byte(row.DedupID)})
 		records[i] = r
 	}
 	s.producer.send(ctx, client, records, errs)
@@ -78,6 +79,12 @@ func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 		}
 	}
 	return errs
+}
+
+// withoutDedupID takes out what a handler that passes its metadata on has left of
+// another row's.
+func withoutDedupID(headers []kgo.RecordHeader) []kgo.RecordHeader {
+	return slices.DeleteFunc(headers, func(h kgo.RecordHeader) bool { return h.Key == outbox.DedupMetadata })
 }
 
 // Close closes the Sink's connections. What is being published fails. It leaves

@@ -33,10 +33,12 @@ var ErrClosed = errors.New("oncemill: kafka: closed")
 type Subscriber struct {
 	// Client leads to the brokers: its seeds, TLS, SASL and other options are
 	// taken over by a client that each Subscribe makes for itself. It must not
-	// consume, and stays open when the Subscriber is closed. Required.
+	// consume, and stays open when the Subscriber is closed. Required. Its hooks
+	// are taken over as well, so they must be able to serve several clients.
 	//
 	// Its options may also say how to consume, such as kgo.SessionTimeout,
-	// kgo.Balancers, kgo.InstanceID, kgo.ConsumeStartOffset (the default is the
+	// kgo.Balancers, kgo.InstanceID (to which the topic is added, since each
+	// topic is another member of the group), kgo.ConsumeStartOffset (the default is the
 	// topic's beginning) and kgo.FetchIsolationLevel (the default is here
 	// kgo.ReadCommitted).
 	Client *kgo.Client
@@ -121,7 +123,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		session.client.Close()
+		session.leave()
 		return nil, ErrClosed
 	}
 	if s.subs == nil {

@@ -22,7 +22,8 @@ const (
 )
 
 // A subscription is one call of Subscribe. It is one session after another: the
-// next begins when the topic turns out to be another one of the same name.
+// next begins when the topic turns out to be another one of the same name, and
+// when the group has gone on without this member.
 type subscription struct {
 	settings
 	topic string
@@ -32,9 +33,7 @@ type subscription struct {
 	stopOnce sync.Once
 	done     chan struct{} // closed when all is over
 
-	holds   chan func(context.Context) error
-	resumed chan struct{}
-	holding bool // touched by run alone
+	holds chan func(context.Context) error
 }
 
 func newSubscription(set settings, topic string) *subscription {
@@ -45,7 +44,6 @@ func newSubscription(set settings, topic string) *subscription {
 		stop:     make(chan struct{}),
 		done:     make(chan struct{}),
 		holds:    make(chan func(context.Context) error, 1),
-		resumed:  make(chan struct{}),
 	}
 }
 
@@ -67,11 +65,13 @@ func (s *subscription) run(ctx context.Context, first *session) {
 		<-stopped
 	}()
 	for next := first; next != nil; next = s.beginAgain(ctx) {
-		if end := next.run(ctx); end == nil {
+		switch next.run(ctx) {
+		case nil:
 			return
-		} else {
-			s.log.Warn("oncemill: kafka: the topic is not the one that it was, starting from the beginning of the new one",
-				"topic", s.topic, "error", end)
+		case errRecreated:
+			s.log.Warn("oncemill: kafka: the topic is not the one that it was, starting from the beginning of the new one", "topic", s.topic)
+		case errEvicted:
+			s.log.Warn("oncemill: kafka: "+goneOn+", joining it again", "topic", s.topic)
 		}
 	}
 }
@@ -127,5 +127,10 @@ func (s *session) pause(probe func(context.Context) error) {
 	})
 }
 
-// errRecreated ends a session whose topic was deleted and made again.
-var errRecreated = errors.New("the topic was deleted and made again")
+// What ends a session before its time.
+var (
+	errRecreated = errors.New("the topic was deleted and made again")
+	errEvicted   = errors.New(goneOn)
+)
+
+const goneOn = "the group has gone on without this member"

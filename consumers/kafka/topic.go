@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -59,20 +58,6 @@ func checkGroup(group string) error {
 	return nil
 }
 
-// checkClient tells what is wrong with a client that others are made from.
-func checkClient(owner string, client *kgo.Client) error {
-	if client == nil {
-		return fmt.Errorf("%s.Client is nil: set it to a *kgo.Client, as in kgo.NewClient(kgo.SeedBrokers(\"127.0.0.1:9092\"))", owner)
-	}
-	if reflect.ValueOf(client.OptValue(kgo.ConsumeTopics)).Len()+reflect.ValueOf(client.OptValue(kgo.ConsumePartitions)).Len() > 0 {
-		return fmt.Errorf("%s.Client consumes topics: make it without kgo.ConsumeTopics and kgo.ConsumePartitions", owner)
-	}
-	if group, _ := client.OptValue(kgo.ConsumerGroup).(string); group != "" {
-		return fmt.Errorf("%s.Client consumes as group %q: make it without kgo.ConsumerGroup", owner, group)
-	}
-	return nil
-}
-
 // ensureTopic finds a topic, or creates it if create is not nil.
 func ensureTopic(ctx context.Context, client *kgo.Client, topic string, create func(topic string) TopicConfig) error {
 	err := findTopic(ctx, client, topic)
@@ -80,12 +65,12 @@ func ensureTopic(ctx context.Context, client *kgo.Client, topic string, create f
 		return err
 	}
 	if err := createTopic(ctx, client, topic, create(topic)); err != nil {
-		return fmt.Errorf("create the topic: %w", explained(err))
+		return fmt.Errorf("create the topic: %w", err)
 	}
 	// The brokers hear of it one after another.
 	for {
 		err := findTopic(ctx, client, topic)
-		if !errors.Is(err, kerr.UnknownTopicOrPartition) && !kerr.IsRetriable(err) {
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) && !retriable(err) {
 			return err
 		}
 		if !delivery.Sleep(ctx, 20*time.Millisecond) {
@@ -107,12 +92,13 @@ func findTopic(ctx context.Context, client *kgo.Client, topic string) error {
 // one that is there.
 func lookUp(ctx context.Context, client *kgo.Client, topics []string) (map[string]error, error) {
 	req := kmsg.NewPtrMetadataRequest()
+	req.Topics = []kmsg.MetadataRequestTopic{} // nil would be all
 	for _, topic := range topics {
 		one := kmsg.NewMetadataRequestTopic()
 		one.Topic = kmsg.StringPtr(topic)
 		req.Topics = append(req.Topics, one)
 	}
-	resp, err := req.RequestWith(ctx, client)
+	resp, err := ask(ctx, func(ctx context.Context) (*kmsg.MetadataResponse, error) { return req.RequestWith(ctx, client) })
 	if err != nil {
 		return nil, unreachable(client, err)
 	}
@@ -168,9 +154,9 @@ func createTopic(ctx context.Context, client *kgo.Client, topic string, cfg Topi
 		one.Configs = append(one.Configs, c)
 	}
 	req.Topics = append(req.Topics, one)
-	resp, err := req.RequestWith(ctx, client)
+	resp, err := attempt(ctx, func(ctx context.Context) (*kmsg.CreateTopicsResponse, error) { return req.RequestWith(ctx, client) })
 	if err != nil {
-		return err
+		return unreachable(client, err)
 	}
 	for _, t := range resp.Topics {
 		err := kerr.ErrorForCode(t.ErrorCode)
@@ -196,10 +182,16 @@ func checkAccess(ctx context.Context, client *kgo.Client, group string) error {
 		if err == nil {
 			return nil
 		}
-		if !kerr.IsRetriable(err) || !delivery.Sleep(ctx, 50*time.Millisecond) {
-			return fmt.Errorf("consumer group %q: %w", group, explained(err))
+		if !retriable(err) || !delivery.Sleep(ctx, 50*time.Millisecond) {
+			return fmt.Errorf("consumer group %q: %w", group, err)
 		}
 	}
+}
+
+// retriable looks for one of the brokers' errors that is over soon.
+func retriable(err error) bool {
+	var broker *kerr.Error
+	return errors.As(err, &broker) && broker.Retriable
 }
 
 func lookIntoGroup(ctx context.Context, client *kgo.Client, group string) error {
@@ -208,13 +200,13 @@ func lookIntoGroup(ctx context.Context, client *kgo.Client, group string) error 
 	one := kmsg.NewOffsetFetchRequestGroup()
 	one.Group = group
 	req.Groups = append(req.Groups, one)
-	resp, err := req.RequestWith(ctx, client)
+	resp, err := ask(ctx, func(ctx context.Context) (*kmsg.OffsetFetchResponse, error) { return req.RequestWith(ctx, client) })
 	if err != nil {
-		return err
+		return unreachable(client, err)
 	}
 	for _, code := range append([]int16{resp.ErrorCode}, codes(resp.Groups)...) {
 		if err := kerr.ErrorForCode(code); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-			return err
+			return explained(err)
 		}
 	}
 	return nil

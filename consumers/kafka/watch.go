@@ -40,9 +40,11 @@ func (w *watch) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 		}
 		w.away[address] = true
 		w.log.Warn("oncemill: kafka: cannot connect to a broker, trying until it works", "topic", w.topic, "broker", address, "error", explained(err))
-	case err == nil && was:
-		delete(w.away, address)
-		w.log.Info("oncemill: kafka: connected to a broker again", "topic", w.topic, "broker", address)
+	case err == nil && len(w.away) > 0:
+		// One that was dialled by another name at first may never be again, so
+		// they are all forgotten; one that is still away will be noticed again.
+		clear(w.away)
+		w.log.Info("oncemill: kafka: connected to a broker", "topic", w.topic, "broker", address)
 	}
 }
 
@@ -69,7 +71,7 @@ func (w *watch) works() {
 // committed takes note of a commit and how it ended. What belongs to the group's
 // coming and going is not worth a line.
 func (w *watch) committed(err error) {
-	for _, usual := range []error{errNotOwned, kerr.RebalanceInProgress, kerr.IllegalGeneration, kerr.UnknownMemberID, kerr.UnknownTopicID} {
+	for _, usual := range []error{errNotOwned, errEvicted, kerr.RebalanceInProgress, kerr.IllegalGeneration, kerr.UnknownMemberID, kerr.UnknownTopicID} {
 		if errors.Is(err, usual) {
 			return
 		}

@@ -240,9 +240,9 @@ func TestBrokersThatCannotBeReachedAreNamed(t *testing.T) {
 	s := b.subscriber("g")
 	s.Client = nobody
 	_, err = s.Subscribe(within(t), b.topic)
-	complains(t, err, "127.0.0.1:1", "do not answer", "kgo.SeedBrokers")
+	complains(t, err, "127.0.0.1:1", "cannot connect to brokers", "kgo.SeedBrokers")
 	publisher := &kafka.Publisher{Client: nobody, Timeout: time.Second}
 	defer publisher.Close()
 	err = publisher.Publish(b.topic, message.NewMessage("u", nil))
-	complains(t, err, "127.0.0.1:1", "do not answer", outbox.ErrUnavailable.Error())
+	complains(t, err, "127.0.0.1:1", "cannot connect to brokers", outbox.ErrUnavailable.Error())
 }

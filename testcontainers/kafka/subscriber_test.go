@@ -512,3 +512,67 @@ func TestWrongFieldsAreNamed(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+// A partition is taken away while a message of it is being handled: the message's
+// context ends, and what its handler then says is of no interest.
+func TestARevokedPartitionsMessagesEndAndAreNotCommitted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	manual := b.connect(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for i := range 10 {
+		must(t, manual.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Partition: int32(i % 2), Value: fmt.Append(nil, i)}).FirstErr())
+	}
+	first := b.subscribe(b.subscriber("g"))
+	held := []*message.Message{receive(t, first), receive(t, first)} // one of each partition
+	second := b.subscribe(b.subscriber("g"))
+	moved := receive(t, second)
+	at, _ := kafka.FromContext(moved.Context())
+	var stays *message.Message
+	for _, msg := range held {
+		d, _ := kafka.FromContext(msg.Context())
+		if d.Partition != at.Partition {
+			stays = msg
+			continue
+		}
+		if d.Offset != at.Offset {
+			t.Errorf("offset %d was not finished, but the next owner begins at %d", d.Offset, at.Offset)
+		}
+		if msg.Context().Err() == nil {
+			t.Error("the partition is another member's, and the message's context has not ended")
+		}
+		msg.Ack()
+	}
+	if stays == nil || stays.Context().Err() != nil {
+		t.Fatal("the context of a message whose partition has stayed has ended")
+	}
+	nothing(t, first, 3*kafka.DefaultCommitInterval) // nor is the next one handed out
+	if n := b.committed("g"); n != 0 {
+		t.Errorf("%d are committed, and none is finished", n)
+	}
+	stays.Ack()
+	moved.Ack()
+	for range 4 {
+		receive(t, first).Ack()
+		receive(t, second).Ack()
+	}
+	b.awaitCommitted("g", 10)
+}
+
+// A static member that is started again in time gets its partitions back without
+// a rebalance; one Subscriber may be such a member for several topics.
+func TestAStaticMemberMaySubscribeToSeveralTopics(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	other := b.topic + "-other"
+	b.createTopic(other, 1)
+	s := b.subscriber("g", kgo.InstanceID("member-1"))
+	messages := b.subscribe(s)
+	others, err := s.Subscribe(within(t), other)
+	must(t, err)
+	for i := range 5 {
+		b.publish(i, i+1)
+		must(t, b.client.ProduceSync(within(t), &kgo.Record{Topic: other, Value: fmt.Append(nil, i)}).FirstErr())
+		receive(t, messages).Ack()
+		receive(t, others).Ack()
+	}
+}
