@@ -21,7 +21,10 @@ func checkClient(owner string, client *kgo.Client) error {
 	if group, _ := client.OptValue(kgo.ConsumerGroup).(string); group != "" {
 		return fmt.Errorf("%s.Client consumes as group %q: make it without kgo.ConsumerGroup", owner, group)
 	}
-	return refuse(owner, client, "ConsumeRegex", "a topic is one topic", kgo.ConsumeRegex)
+	if err := refuse(owner, client, "ConsumeRegex", "a topic is one topic", kgo.ConsumeRegex); err != nil {
+		return err
+	}
+	return refuse(owner, client, "KeepControlRecords", "they are no messages", kgo.KeepControlRecords)
 }
 
 // checkProducer tells what is wrong with a client that producers are made from.

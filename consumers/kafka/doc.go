@@ -23,20 +23,22 @@
 //	the process is killed             another member gets its partitions after the session
 //	                                  timeout (kgo.SessionTimeout, 45 seconds), and with them
 //	                                  what was not committed
-//	the process is frozen             the same; when it goes on, its messages' contexts end
-//	                                  and nothing more is committed in its name
+//	the process is frozen, or its     the same; when it goes on, its messages' contexts end,
+//	  machine suspended               nothing more is committed in its name, and it joins again
 //	a partition goes to another       handlers are waited for, 3 seconds at most; what is
 //	  member                          finished is committed, the contexts of the rest end
 //	Close, or the context ends        handlers are waited for (DrainTimeout), what is finished
-//	                                  is committed, others get the partitions at once
+//	                                  is committed, others get the partitions at once (those of
+//	                                  a static member after its session timeout)
 //	what handlers need is away        nothing is handed out until it is back
-//	brokers away                      handlers go on, commits are repeated; up to 5 seconds of
-//	                                  acknowledgements may be delivered again
+//	brokers away                      handlers go on and commits are repeated; after the session
+//	                                  timeout, what was finished meanwhile is delivered again
 //	the topic is deleted, made anew   noticed; read from its beginning, and its messages are
 //	                                  not mistaken for old ones (Kafka 4.1 and later; before,
-//	                                  stop the group while you do that)
-//	a partition loses its last        read again from a minute before the loss, unless
-//	  records (unclean election)      kgo.ConsumeResetOffset says otherwise
+//	                                  stop the group while you do that). CreateTopic, if it is
+//	                                  set, makes it anew
+//	a partition loses its last        read again from where it was cut off, or where the brokers
+//	  records (unclean election)      cannot tell, from a minute before (kgo.ConsumeResetOffset)
 //	a transaction is aborted          its messages are not delivered (kgo.ReadCommitted)
 //
 // # Order
@@ -53,9 +55,10 @@
 //
 // # Back-pressure
 //
-// A partition that holds 1,000 messages or 4 MiB is not fetched from until it has
+// A partition that holds 4,000 messages or 4 MiB is not fetched from until it has
 // got rid of half of them. So a partition that stands still does not keep the
-// others from being read, and memory is bounded by the number of partitions.
+// others from being read, and memory is bounded by the number of partitions: each
+// may hold one fetch more than that, and the client has its buffers for each broker.
 //
 // # Messages and records
 //

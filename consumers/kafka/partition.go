@@ -13,9 +13,13 @@ import (
 
 const (
 	// A partition that holds mostHeld records or mostBytes, not counting the one
-	// fetch that went beyond, is not fetched from until it holds half of that.
-	mostHeld  = 1000
+	// fetch that went beyond, is not fetched from until it holds half of that. It
+	// is then included in the next fetch, and that begins when the one under way
+	// has come back: after maxWait, if the other partitions have nothing new. In
+	// that time the other half should not be used up.
+	mostHeld  = 4000
 	mostBytes = 4 << 20
+	maxWait   = 500 * time.Millisecond // kgo's own is 5 seconds
 )
 
 // A partition is what a session knows of one that it reads. session.mu guards it.

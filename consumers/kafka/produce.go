@@ -70,8 +70,7 @@ func newProducer(base *kgo.Client) (*kgo.Client, error) {
 	return newClient(append(opts,
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		// Otherwise a record that may or may not have arrived would stay in the
-		// client until that is known, and be sent when the caller, who has long
-		// sent it again, does not reckon with it any more.
+		// client until that is known, however long after deliveryTimeout.
 		kgo.AllowIdempotentProduceCancellation(),
 	))
 }
@@ -122,9 +121,11 @@ func (p *producer) sendAlone(ctx context.Context, record []*kgo.Record, err []er
 	p.mu.Lock()
 	single := p.single
 	p.mu.Unlock()
-	if single != nil { // else it is closed
-		transmit(ctx, single, record, err)
+	if single == nil {
+		err[0] = ErrClosed // and not a refusal, which may be another record's
+		return
 	}
+	transmit(ctx, single, record, err)
 }
 
 // transmit sends records at once and waits for what becomes of each, or until ctx
@@ -246,11 +247,12 @@ func (p *producer) forget(topic string, err error) {
 		return
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.topics, topic)
-	for _, client := range []*kgo.Client{p.client, p.single} {
+	clients := []*kgo.Client{p.client, p.single}
+	p.mu.Unlock()
+	for _, client := range clients {
 		if client != nil {
-			client.PurgeTopicsFromProducing(topic)
+			go client.PurgeTopicsFromProducing(topic) // which may wait for a broker
 		}
 	}
 }
@@ -258,7 +260,7 @@ func (p *producer) forget(topic string, err error) {
 // isRefusal reports whether the brokers will not take a record as it is.
 func isRefusal(err error) bool {
 	for _, refusal := range []error{
-		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.CorruptMessage, kerr.InvalidTopicException,
+		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTopicException,
 	} {
 		if errors.Is(err, refusal) {
 			return true
@@ -281,7 +283,7 @@ func produceError(client *kgo.Client, r *kgo.Record, err error) error {
 		return topicError(r.Topic, err)
 	case errors.Is(err, kerr.UnknownTopicID):
 		return fmt.Errorf("topic %q was deleted and made again: %w", r.Topic, err)
-	case errors.Is(err, kerr.PolicyViolation):
+	case errors.Is(err, kerr.PolicyViolation), errors.Is(err, kerr.CorruptMessage):
 		return err
 	case errors.Is(err, kerr.InvalidTimestamp):
 		return fmt.Errorf("%w: %w: the clock of this machine is wrong, or the topic's message.timestamp.after.max.ms too small", outbox.ErrUnavailable, err)

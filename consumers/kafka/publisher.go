@@ -14,7 +14,8 @@ import (
 const DefaultPublishTimeout = 10 * time.Second
 
 // A Publisher publishes to Kafka and waits until all replicas that are in sync
-// have the message. It is a message.Publisher. The producer is idempotent.
+// have the message. It is a message.Publisher. The producer is idempotent: what it
+// repeats by itself is stored once.
 //
 // What a handler publishes in a transaction belongs into the outbox instead,
 // from where a relay sends it with a Sink.
@@ -44,7 +45,8 @@ var _ message.Publisher = (*Publisher)(nil)
 // Publish publishes messages and waits for all of them. nil means that each is
 // stored. An error names the topic and the first message that failed; others of
 // the call may be stored. Those that wrap outbox.ErrRefused will come again for
-// the same message; after any other, the message may be stored nevertheless.
+// the same message; after any other, the message may be stored nevertheless, up to
+// 10 seconds later.
 func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 	if len(messages) == 0 {
 		return nil

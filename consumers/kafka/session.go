@@ -79,7 +79,11 @@ func (s *subscription) begin(ctx context.Context) (*session, error) {
 
 // options are the user's, between those that they may and may not change.
 func (s *session) options() []kgo.Opt {
-	opts := []kgo.Opt{kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.DialTimeout(dialTimeout)}
+	opts := []kgo.Opt{
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchMaxWait(maxWait),
+		kgo.DialTimeout(dialTimeout),
+	}
 	opts = append(opts, s.base.Opts()...)
 	opts = append(opts, kgo.ConsumeTopics(s.topic), kgo.WithHooks(s.watch))
 	if s.group == "" {
@@ -122,7 +126,8 @@ func (s *session) run(ctx context.Context) (end error) {
 		// heads of those who have the partitions now.
 		s.drop(s.all())
 	}
-	s.leave()
+	s.leave() // with a last call of revoked, which may still commit
+	s.drop(s.all())
 	s.giveUp()
 	s.workers.Wait()
 	return end
@@ -197,7 +202,6 @@ func (s *session) drain() {
 	if s.group != "" {
 		s.commitNow()
 	}
-	s.drop(s.all())
 }
 
 // leave gives up membership, so that others need not wait for the session
@@ -234,7 +238,12 @@ func (s *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 	if len(ps) == 0 {
 		return
 	}
-	s.awaitQuiet(ps, min(s.drainTimeout, handoverTimeout))
+	s.mu.Lock()
+	drained := s.ending
+	s.mu.Unlock()
+	if !drained {
+		s.awaitQuiet(ps, min(s.drainTimeout, handoverTimeout))
+	}
 	s.commitNow()
 	s.drop(ps)
 }

@@ -12,7 +12,7 @@ import (
 
 // A Sink lets an outbox.Relay publish to Kafka. It sends a whole batch at once
 // and waits until all replicas that are in sync have each record. The producer is
-// idempotent.
+// idempotent: what it repeats by itself is stored once.
 //
 // A row's ordering key is the record's key, so rows with the same key go to the
 // same partition. The row's DedupID is in the header outbox.DedupMetadata: Kafka

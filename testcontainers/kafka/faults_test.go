@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/oncemill/oncemill/consumers"
 	"github.com/oncemill/oncemill/consumers/kafka"
 	"github.com/oncemill/oncemill/middleware"
@@ -315,5 +318,53 @@ func TestKafkaPositionsAreKeysAcrossRestarts(t *testing.T) {
 	}
 	if len(seen) != 40 {
 		t.Errorf("%d positions of 40 messages that were read twice", len(seen))
+	}
+}
+
+// A member that the group has gone on without learns it from a commit instead of
+// a heartbeat, as after the suspension of its machine, during which monotonic
+// timers stand still. franz-go then rejoins as a new member without calling
+// OnPartitionsLost, finds that the partition is another member's, and calls
+// OnPartitionsRevoked in the new generation, in which the commit is accepted.
+func TestKafkaAnEvictedMemberDoesNotSetTheNewOwnersOffsetBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 10)
+	group := "g-" + b.topic
+	var log logbook
+	s := b.subscriber("g", kgo.SessionTimeout(30*time.Second), kgo.HeartbeatInterval(15*time.Second))
+	s.Logger = log.logger()
+	messages := b.subscribe(s)
+	msg := receive(t, messages)
+	time.Sleep(time.Second) // the quick heartbeat after a join is over
+	// The group goes on without it.
+	groups, err := b.admin.DescribeGroups(within(t), group)
+	must(t, err)
+	for _, m := range groups[group].Members {
+		leave := kmsg.NewPtrLeaveGroupRequest()
+		leave.Group, leave.MemberID = group, m.MemberID
+		one := kmsg.NewLeaveGroupRequestMember()
+		one.MemberID = m.MemberID
+		leave.Members = append(leave.Members, one)
+		_, err := leave.RequestWith(within(t), b.client)
+		must(t, err)
+	}
+	owner := b.connect(kgo.ConsumerGroup(group), kgo.ConsumeTopics(b.topic), kgo.DisableAutoCommit(), kgo.HeartbeatInterval(100*time.Millisecond))
+	n := 0
+	for n < 10 {
+		n += owner.PollFetches(within(t)).NumRecords()
+	}
+	must(t, owner.CommitUncommittedOffsets(within(t)))
+	b.awaitCommitted("g", 10)
+	if msg.Context().Err() != nil {
+		t.Fatal("the scenario does not work: it knows already")
+	}
+	msg.Ack()
+	least := int64(10)
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		least = min(least, b.committed("g"))
+	}
+	if least < 10 {
+		t.Errorf("the owner has committed 10, and an evicted member has set it back to %d\n%s", least, log.String())
 	}
 }

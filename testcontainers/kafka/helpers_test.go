@@ -159,6 +159,18 @@ func (b *bench) createTopic(topic string, partitions int32) {
 	b.awaitTopic(topic)
 }
 
+// recreate deletes the topic and makes another one of the same name.
+func (b *bench) recreate(partitions int32) {
+	b.t.Helper()
+	_, err := b.admin.DeleteTopic(within(b.t), b.topic)
+	must(b.t, err)
+	until(b.t, "the topic is gone", func() bool {
+		topics, err := b.admin.ListTopics(within(b.t))
+		return err == nil && !topics.Has(b.topic)
+	})
+	b.createTopic(b.topic, partitions)
+}
+
 // awaitTopic waits until the broker itself has heard of a topic.
 func (b *bench) awaitTopic(topic string) {
 	b.t.Helper()
@@ -209,6 +221,19 @@ func (b *bench) publish(from, to int) {
 	}
 	b.store(records...)
 }
+
+// spread stores records from up to to, one partition after another.
+func (b *bench) spread(partitions, from, to int, value func(i int) []byte) {
+	b.t.Helper()
+	manual := b.connect(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	var records []*kgo.Record
+	for i := from; i < to; i++ {
+		records = append(records, &kgo.Record{Topic: b.topic, Partition: int32(i % partitions), Value: value(i)})
+	}
+	must(b.t, manual.ProduceSync(within(b.t), records...).FirstErr())
+}
+
+func decimal(i int) []byte { return fmt.Append(nil, i) }
 
 // committed returns the sum of what the group has committed of the topic.
 func (b *bench) committed(group string) (sum int64) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -140,13 +141,7 @@ func TestTheSinkFollowsATopicThatIsMadeAgain(t *testing.T) {
 	b := newBench(t, 1)
 	sink := b.sink()
 	must(t, errors.Join(sink.PublishBatch(within(t), rowsFor(b.topic, 10))...))
-	_, err := b.admin.DeleteTopic(within(t), b.topic)
-	must(t, err)
-	until(t, "the topic is gone", func() bool {
-		topics, err := b.admin.ListTopics(within(t))
-		return err == nil && !topics.Has(b.topic)
-	})
-	b.createTopic(b.topic, 1)
+	b.recreate(1)
 	var last error
 	until(t, "rows are published to the new topic", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
@@ -212,6 +207,10 @@ func TestWrongClientsAreRefused(t *testing.T) {
 		"none":           {nil, "Client is nil"},
 		"not idempotent": {b.connect(kgo.DisableIdempotentWrite(), kgo.RequiredAcks(kgo.LeaderAck())), "kgo.DisableIdempotentWrite"},
 		"transactional":  {b.connect(kgo.TransactionalID("t")), "kgo.TransactionalID"},
+		"regex":          {b.connect(kgo.ConsumeRegex()), "kgo.ConsumeRegex"},
+		"never flushing": {b.connect(kgo.ManualFlushing()), "kgo.ManualFlushing"},
+		"one topic":      {b.connect(kgo.DefaultProduceTopic("other"), kgo.DefaultProduceTopicAlways()), "kgo.DefaultProduceTopicAlways"},
+		"hooks":          {b.connect(kgo.WithHooks(new(onceHook))), "kgo.WithHooks"},
 		"consuming":      {b.connect(kgo.ConsumeTopics(b.topic)), "kgo.ConsumeTopics"},
 	} {
 		complains(t, (&kafka.Publisher{Client: test.client}).Publish(b.topic, msg()), "Publisher", test.words)
@@ -245,4 +244,167 @@ func TestBrokersThatCannotBeReachedAreNamed(t *testing.T) {
 	defer publisher.Close()
 	err = publisher.Publish(b.topic, message.NewMessage("u", nil))
 	complains(t, err, "127.0.0.1:1", "cannot connect to brokers", outbox.ErrUnavailable.Error())
+}
+
+// The brokers refuse a batch that is larger than a segment, but not its rows.
+func TestABatchLargerThanASegmentIsSplit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	for name, value := range map[string]string{"segment.bytes": "1048576", "max.message.bytes": "20000000"} {
+		_, err := b.admin.AlterTopicConfigs(within(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: name, Value: &value}}, b.topic)
+		must(t, err)
+	}
+	rows := rowsFor(b.topic, 60)
+	for i := range rows {
+		rows[i].Payload = make([]byte, 50_000)
+	}
+	refused := 0
+	sink := b.sink(kgo.ProducerBatchMaxBytes(10_000_000), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	for _, err := range sink.PublishBatch(within(t), rows) {
+		if errors.Is(err, outbox.ErrRefused) {
+			refused++
+		}
+	}
+	if refused > 0 {
+		t.Errorf("%d good rows of %d are refused", refused, len(rows))
+	}
+}
+
+// Small messages that are published at the same time share a batch, which the
+// broker refuses; none of them is too large.
+func TestMessagesThatArePublishedAtTheSameTimeAreJudgedAlone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.limit(2000)
+	publisher := &kafka.Publisher{Client: b.connect(kgo.ProducerBatchCompression(kgo.NoCompression()))}
+	defer publisher.Close()
+	must(t, publisher.Publish(b.topic, message.NewMessage("u", nil)))
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	refused := 0
+	for range 50 {
+		all.Go(func() {
+			for range 20 {
+				err := publisher.Publish(b.topic, message.NewMessage("u", make([]byte, 600)))
+				if errors.Is(err, outbox.ErrRefused) {
+					mu.Lock()
+					refused++
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	all.Wait()
+	if refused > 0 {
+		t.Errorf("%d of 1000 messages of 600 bytes are refused, with a limit of 2000", refused)
+	}
+}
+
+// With a record that is refused, all are that wait for the same partition, also
+// those of another batch.
+func TestARowThatIsTooLargeIsNotHeldAgainstAnotherBatch(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.limit(300_000)
+	sink := b.sink(kgo.ProducerBatchCompression(kgo.NoCompression()))
+	must(t, sink.PublishBatch(within(t), rowsFor(b.topic, 1))[0])
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	refused := 0
+	for i := range 2 {
+		all.Go(func() {
+			for range 50 {
+				rows := rowsFor(b.topic, 20)
+				if i == 0 {
+					rows[10].Payload = make([]byte, 400_000)
+				}
+				for j, err := range sink.PublishBatch(within(t), rows) {
+					if (i == 1 || j != 10) && errors.Is(err, outbox.ErrRefused) {
+						mu.Lock()
+						refused++
+						mu.Unlock()
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	if refused > 0 {
+		t.Errorf("%d good rows are refused", refused)
+	}
+}
+
+// What other callers have given up is not held against a message.
+func TestAPublishThatIsGivenUpDoesNotFailOthers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	publisher := &kafka.Publisher{Client: b.connect()}
+	defer publisher.Close()
+	must(t, publisher.Publish(b.topic, message.NewMessage("u", nil)))
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	failed := 0
+	var last error
+	for i := range 20 {
+		all.Go(func() {
+			for n := range 100 {
+				msg := message.NewMessage("u", make([]byte, 100))
+				if i == 0 {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Duration(n)*20*time.Microsecond)
+					msg.SetContext(ctx)
+					_ = publisher.Publish(b.topic, msg)
+					cancel()
+					continue
+				}
+				if err := publisher.Publish(b.topic, msg); err != nil {
+					mu.Lock()
+					failed++
+					last = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	all.Wait()
+	if failed > 0 {
+		t.Errorf("%d of 1900 messages failed, with 10 s of time each: %v", failed, last)
+	}
+}
+
+func TestAWrongClockIsNotTheRowsFault(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	value := "0"
+	_, err := b.admin.AlterTopicConfigs(within(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "message.timestamp.before.max.ms", Value: &value}}, b.topic)
+	must(t, err)
+	for i, err := range b.sink().PublishBatch(within(t), rowsFor(b.topic, 3)) {
+		if errors.Is(err, outbox.ErrRefused) {
+			t.Errorf("row %d is refused for good: %v", i, err)
+		}
+	}
+}
+
+// A handler that passes its metadata on passes on the dedup id of what it has
+// received.
+func TestTheDedupIDIsTheRows(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	rows := rowsFor(b.topic, 1)
+	rows[0].Metadata = map[string]string{outbox.DedupMetadata: "of another row"}
+	must(t, b.sink().PublishBatch(within(t), rows)[0])
+	msg := receive(t, b.subscribe(b.subscriber("g")))
+	if got := msg.Metadata[outbox.DedupMetadata]; got != rows[0].DedupID {
+		t.Errorf("dedup id %q, want %q; metadata %v", got, rows[0].DedupID, msg.Metadata)
+	}
+	msg.Ack()
+}
+
+// kgo's metrics plugins register with a registry when a client is made, and panic
+// at the second one.
+type onceHook struct{ clients int }
+
+func (h *onceHook) OnNewClient(*kgo.Client) {
+	if h.clients++; h.clients > 1 {
+		panic("duplicate metrics collector registration attempted")
+	}
 }

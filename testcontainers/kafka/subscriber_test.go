@@ -2,11 +2,13 @@ package kafka_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,7 +63,11 @@ func TestMoreInFlightKeepTheOrderOfEachKey(t *testing.T) {
 	b := newBench(t, 1)
 	const keys, each = 5, 40
 	for i := range keys * each {
-		b.store(&kgo.Record{Key: fmt.Append(nil, "key", i%keys), Value: fmt.Append(nil, i/keys)})
+		key := fmt.Append(nil, "key", i%keys)
+		if i%keys == 1 {
+			key = []byte{} // a key, too
+		}
+		b.store(&kgo.Record{Key: key, Value: fmt.Append(nil, i/keys)})
 	}
 	s := b.subscriber("g")
 	s.MaxInFlight = 64
@@ -256,42 +262,81 @@ func TestWithoutAGroupEverySubscribeGetsEverything(t *testing.T) {
 	}
 }
 
+// A buffered counts the records of partition 0 that were taken out of the client.
+type buffered struct{ records atomic.Int64 }
+
+func (b *buffered) OnFetchRecordUnbuffered(r *kgo.Record, polled bool) {
+	if polled && r.Partition == 0 {
+		b.records.Add(1)
+	}
+}
+
 // A partition that stands still must neither keep the others from being read nor
 // fill the memory, and goes on when it can.
 func TestAPartitionThatStandsStillDoesNotHoldUpTheOthers(t *testing.T) {
 	t.Parallel()
+	for name, test := range map[string]struct{ each, size, most int }{
+		"many":  {12_000, 500, 9000}, // a fetch has 2,000
+		"large": {200, 100_000, 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, 2)
+			b.spread(2, 0, 2*test.each, func(int) []byte { return make([]byte, test.size) })
+			count := new(buffered)
+			messages := b.subscribe(b.subscriber("g", kgo.WithHooks(count)))
+			var stuck *message.Message
+			for handled := 0; handled < test.each; {
+				msg := receive(t, messages)
+				if d, _ := kafka.FromContext(msg.Context()); d.Partition == 0 {
+					stuck = msg
+					continue
+				}
+				msg.Ack()
+				handled++
+			}
+			nothing(t, messages, 50*time.Millisecond)
+			if n := count.records.Load(); n > int64(test.most) {
+				t.Errorf("%d records are held of a partition that stands still", n)
+			}
+			stuck.Ack()
+			for range test.each - 1 {
+				receive(t, messages).Ack()
+			}
+			b.awaitCommitted("g", 2*int64(test.each))
+		})
+	}
+}
+
+// A partition that was not fetched from when it was given away is fetched from
+// when it comes back.
+func TestAPausedPartitionThatComesBackIsFetchedFrom(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, 2)
 	const each = 5000
-	value := make([]byte, 1000)
-	manual := b.connect(kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	var records []*kgo.Record
-	for i := range 2 * each {
-		records = append(records, &kgo.Record{Topic: b.topic, Partition: int32(i % 2), Value: value})
-	}
-	must(t, manual.ProduceSync(within(t), records...).FirstErr())
-	messages := b.subscribe(b.subscriber("g"))
-	var stuck *message.Message
-	for handled := 0; handled < each; {
-		msg := receive(t, messages)
-		if d, _ := kafka.FromContext(msg.Context()); d.Partition == 0 {
-			stuck = msg
-			continue
-		}
+	b.spread(2, 0, 2*each, func(int) []byte { return make([]byte, 1000) })
+	first := b.subscribe(b.subscriber("g"))
+	held := []*message.Message{receive(t, first), receive(t, first)}
+	time.Sleep(200 * time.Millisecond) // until both are paused
+	second := b.subscriber("g")
+	moved := receive(t, b.subscribe(second))
+	go moved.Nack() // nothing is finished
+	must(t, second.Close())
+	for _, msg := range held {
 		msg.Ack()
-		handled++
 	}
-	nothing(t, messages, 50*time.Millisecond)
-	stuck.Ack()
-	for range each - 1 {
-		receive(t, messages).Ack()
-	}
+	go func() {
+		for msg := range first {
+			msg.Ack()
+		}
+	}()
 	b.awaitCommitted("g", 2*each)
 }
 
 func TestNothingIsHandedOutWhileWhatHandlersNeedIsAway(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 2)
-	b.publish(0, 40)
+	b.spread(2, 0, 40, decimal) // so that one is on offer while the other is handled
 	var log logbook
 	s := b.subscriber("g")
 	s.Logger = log.logger()
@@ -410,13 +455,7 @@ func TestATopicThatIsDeletedAndMadeAgainIsReadFromItsBeginning(t *testing.T) {
 				b.awaitCommitted(group, 10)
 			}
 			old := receive(t, messages)
-			_, err := b.admin.DeleteTopic(within(t), b.topic)
-			must(t, err)
-			until(t, "the topic is gone", func() bool {
-				topics, err := b.admin.ListTopics(within(t))
-				return err == nil && !topics.Has(b.topic)
-			})
-			b.createTopic(b.topic, 1)
+			b.recreate(1)
 			fresh := b.connect()
 			for i := 100; i < 130; i++ { // more than the old one had
 				must(t, fresh.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Value: fmt.Append(nil, i)}).FirstErr())
@@ -518,10 +557,7 @@ func TestWrongFieldsAreNamed(t *testing.T) {
 func TestARevokedPartitionsMessagesEndAndAreNotCommitted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 2)
-	manual := b.connect(kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	for i := range 10 {
-		must(t, manual.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Partition: int32(i % 2), Value: fmt.Append(nil, i)}).FirstErr())
-	}
+	b.spread(2, 0, 10, decimal)
 	first := b.subscribe(b.subscriber("g"))
 	held := []*message.Message{receive(t, first), receive(t, first)} // one of each partition
 	second := b.subscribe(b.subscriber("g"))
@@ -574,5 +610,62 @@ func TestAStaticMemberMaySubscribeToSeveralTopics(t *testing.T) {
 		must(t, b.client.ProduceSync(within(t), &kgo.Record{Topic: other, Value: fmt.Append(nil, i)}).FirstErr())
 		receive(t, messages).Ack()
 		receive(t, others).Ack()
+	}
+}
+
+// A hold that is on when the topic is made anew ends with the session in which it
+// was asked for.
+func TestAHoldDoesNotOutliveItsSession(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 5)
+	var log logbook
+	s := b.subscriber("g")
+	s.Logger = log.logger()
+	messages := b.subscribe(s)
+	msg := receive(t, messages)
+	info, _ := delivery.From(msg.Context())
+	var mu sync.Mutex
+	away := true
+	info.Hold(func(context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if away {
+			return errors.New("away")
+		}
+		return nil
+	})
+	log.await(t, "handing out no messages")
+	msg.Nack()
+	b.recreate(1)
+	fresh := b.connect()
+	must(t, fresh.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Value: []byte("7")}).FirstErr())
+	log.await(t, "the topic is not the one that it was")
+	mu.Lock()
+	away = false
+	mu.Unlock()
+	got := receive(t, messages)
+	if string(got.Payload) != "7" {
+		t.Errorf("got %q", got.Payload)
+	}
+	got.Ack()
+}
+
+// To be let into a group can take as long as its slowest member lets it. Close does
+// not wait for that.
+func TestCloseDoesNotWaitForARebalance(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.publish(0, 10)
+	slow := b.connect(kgo.ConsumerGroup("g-"+b.topic), kgo.ConsumeTopics(b.topic), kgo.BlockRebalanceOnPoll(), kgo.RebalanceTimeout(60*time.Second))
+	until(t, "the slow one has records", func() bool { f := slow.PollFetches(within(t)); return f.NumRecords() > 0 })
+	defer slow.CloseAllowingRebalance()
+	s := b.subscriber("g", kgo.RebalanceTimeout(60*time.Second))
+	b.subscribe(s)
+	time.Sleep(2 * time.Second) // the join is under way
+	begun := time.Now()
+	must(t, s.Close())
+	if took := time.Since(begun); took > 12*time.Second {
+		t.Errorf("Close took %v", took)
 	}
 }
