@@ -9,7 +9,7 @@ TESTFLAGS ?=
 # The race detector needs a C compiler. Without one the tests run all the same.
 RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/dev/null && echo -race)
 
-# make demo MESSAGES=100000
+# make demo MESSAGES=100000 BROKER=kafka
 MESSAGES ?=
 BROKER ?=
 
@@ -26,7 +26,7 @@ help: ## List what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000)
+demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000 BROKER=nats|kafka)
 	@echo "building the demo, which takes a minute the first time ..."
 	@cd examples && go run ./quickstart $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(BROKER),-broker $(BROKER))
 

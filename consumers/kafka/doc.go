@@ -30,6 +30,9 @@
 //	Close, or the context ends        handlers are waited for (DrainTimeout), what is finished
 //	                                  is committed, others get the partitions at once (those of
 //	                                  a static member after its session timeout)
+//	a member is killed, and another   nothing can be committed while the group waits for the
+//	  one soon after                  dead one's session to run out, so all that the other has
+//	                                  finished meanwhile is delivered again, too
 //	what handlers need is away        nothing is handed out until it is back
 //	brokers away                      handlers go on and commits are repeated; after the session
 //	                                  timeout, what was finished meanwhile is delivered again
@@ -40,6 +43,11 @@
 //	a partition loses its last        read again from where it was cut off, or where the brokers
 //	  records (unclean election)      cannot tell, from a minute before (kgo.ConsumeResetOffset)
 //	a transaction is aborted          its messages are not delivered (kgo.ReadCommitted)
+//
+// A member that is replaced within its session, as in a deployment, does not stop
+// the group if it is a static one: set kgo.InstanceID to a name that the process
+// keeps, such as its host's. Shorter sessions (kgo.SessionTimeout) make up for a
+// death sooner; with them set kgo.HeartbeatInterval to a third or less.
 //
 // # Order
 //

@@ -65,8 +65,8 @@ type Subscriber struct {
 	NakDelay func(attempt uint64) time.Duration
 
 	// CommitInterval is the least time between two commits of offsets. After a
-	// crash, what was handled since the last one is delivered again. 0 means
-	// DefaultCommitInterval.
+	// crash, what was handled since the last one is delivered again. While the
+	// group rebalances there are none. 0 means DefaultCommitInterval.
 	CommitInterval time.Duration
 
 	// DrainTimeout is for how long Close, or the end of a Subscribe's context,

@@ -6,7 +6,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill"
-	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -19,9 +18,9 @@ func bill(ctx context.Context, s setting) error {
 	}
 	defer w.close()
 	if s.Oncemill {
-		w.router.AddHandler("billing", orders, w.subscriber("billing"), invoices, &outbox.Publisher{}, w.billing)
+		w.router.AddHandler("billing", orders, w.broker.subscriber("billing"), invoices, &outbox.Publisher{}, w.billing)
 	} else {
-		w.router.AddHandler("billing", orders, w.subscriber("billing"), invoices, &jetstream.Publisher{Conn: w.nats}, w.plainBilling)
+		w.router.AddHandler("billing", orders, w.broker.subscriber("billing"), invoices, w.broker.publisher(), w.plainBilling)
 	}
 	return w.router.Run(ctx)
 }
@@ -59,7 +58,11 @@ const insertBill = `INSERT INTO bills (order_number) VALUES ($1)`
 // order returns an order's number, which is all that orders and invoices say.
 func order(msg *message.Message) string { return string(msg.Payload) }
 
-// invoiceFor returns the invoice for an order. The UUID is what shipping claims.
+// invoiceFor returns the invoice for an order. The UUID is what shipping claims;
+// with the ordering key a customer's invoices stay in their order, on a broker that
+// keeps one.
 func invoiceFor(msg *message.Message) *message.Message {
-	return message.NewMessage("invoice-"+order(msg), msg.Payload)
+	invoice := message.NewMessage("invoice-"+order(msg), msg.Payload)
+	invoice.Metadata.Set(outbox.OrderingKeyMetadata, msg.Metadata.Get(outbox.OrderingKeyMetadata))
+	return invoice
 }

@@ -2,69 +2,68 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"io"
 	"time"
 
-	natsjs "github.com/nats-io/nats.go/jetstream"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill/outbox"
 )
 
-// The subjects, each of which is the name of its stream too. Nothing is given up
-// in the demo, but whoever uses a Stack has a place for dead letters.
+// The topics. Nothing is given up in the demo, but whoever uses a Stack has a place
+// for dead letters.
 const (
 	orders      = "orders"
 	invoices    = "invoices"
 	deadLetters = "dead-letter"
 )
 
-// brokersMemory is for how long the broker recognises a message that is published
-// twice: the shortest time that it takes. With the usual two minutes it would hide
-// what a killed relay does; after an outage it has forgotten as well.
-const brokersMemory = 100 * time.Millisecond
+// A brand is a kind of broker: all in which the demo on one differs from that on
+// another. Its server is the role of the same name.
+type brand struct {
+	title string // what people call it
 
-func createStreams(ctx context.Context, js natsjs.JetStream) error {
-	for _, subject := range []string{orders, invoices, deadLetters} {
-		config := natsjs.StreamConfig{Name: subject, Subjects: []string{subject}, Duplicates: brokersMemory}
-		if _, err := js.CreateStream(ctx, config); err != nil {
-			return err
-		}
-	}
-	return nil
+	// find looks for what a server needs, or downloads it, and says what that is.
+	find func(ctx context.Context, progress io.Writer) (server string, err error)
+
+	// connect connects to the server. A worker's trouble is that of its subscribers;
+	// nil: there is none.
+	connect func(s setting, t *trouble) (broker, error)
+
+	workers int           // processes of billing, and as many of shipping
+	spread  time.Duration // in which the orders come; 0: as fast as they can
+	memory  time.Duration // for which it recognises what is published twice
+	counts  bool          // deliveries, so that nobody else has to
+	lost    kind          // how it does not get to know that messages are handled
+	killed  string        // what it is when a worker is killed at its worst moment
 }
 
-// A flow is what the broker says about a stream and the group that consumes it.
+var brands = map[string]*brand{"nats": natsBrand, "kafka": kafkaBrand}
+
+// A broker is a connection to one.
+type broker interface {
+	createTopics(ctx context.Context) error
+	publisher() message.Publisher
+	subscriber(group string) message.Subscriber
+	sink() outbox.Sink
+
+	// look says how far the group has come with the topic. One whose worker has
+	// not come yet has done nothing.
+	look(ctx context.Context, topic, group string) (flow, error)
+
+	// payloads reads as many messages of the topic, from the first on.
+	payloads(ctx context.Context, topic string, messages int) ([]string, error)
+
+	close()
+}
+
+// A flow is what a broker says about a topic and the group that consumes it.
 type flow struct {
-	messages   int // in the stream
-	deliveries int
-	delivered  int // messages at least once
-	waiting    int // messages that are not acknowledged
+	messages   int // in the topic
+	waiting    int // of these, not acknowledged
+	deliveries int // to the group, if the broker counts them
 }
 
-// done tells whether every message has been acknowledged. The consumer hears of a
-// message a moment after its publisher, so there is more to it than waiting.
-func (f flow) done() bool { return f.waiting == 0 && f.delivered == f.messages }
+func (s setting) brand() *brand { return brands[s.Broker] }
 
-// look asks the broker. A group whose worker has not come yet has done nothing.
-func look(ctx context.Context, js natsjs.JetStream, subject, group string) (f flow, err error) {
-	stream, err := js.Stream(ctx, subject)
-	if err != nil {
-		return f, fmt.Errorf("look up stream %s: %w", subject, err)
-	}
-	f.messages = int(stream.CachedInfo().State.Msgs)
-	f.waiting = f.messages
-	consumer, err := stream.Consumer(ctx, group+"~"+subject)
-	if err != nil {
-		return f, ignoreMissing(fmt.Errorf("look up consumer %s of stream %s: %w", group, subject, err))
-	}
-	info := consumer.CachedInfo()
-	f.deliveries, f.delivered = int(info.Delivered.Consumer), int(info.Delivered.Stream)
-	f.waiting = int(info.NumPending) + info.NumAckPending
-	return f, nil
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, natsjs.ErrConsumerNotFound) {
-		return nil
-	}
-	return err
-}
+func (s setting) connect(t *trouble) (broker, error) { return s.brand().connect(s, t) }

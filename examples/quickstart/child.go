@@ -14,6 +14,7 @@ import (
 // A child is a process that plays a role.
 type child struct {
 	role   string
+	place  int
 	cmd    *exec.Cmd
 	alive  io.Closer     // its standard input: it ends when that does, and so when this process does
 	ended  chan struct{} // closed when it has ended
@@ -72,7 +73,7 @@ func prepare(role string, s setting) (c *child, stdout io.Reader, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	c = &child{role: role, cmd: exec.Command(self, role), ended: make(chan struct{})}
+	c = &child{role: role, place: s.Place, cmd: exec.Command(self, role), ended: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), settingVariable+"="+string(text))
 	// A group of its own: Ctrl-C is the conductor's, who stops the others.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

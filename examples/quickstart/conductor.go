@@ -17,31 +17,36 @@ const leastMessages = 100
 
 // conduct is the demo: the run with Oncemill, the one without, and the report.
 func conduct(ctx context.Context, args []string) (err error) {
-	messages, err := parse(args)
+	messages, name, err := parse(args)
+	if err != nil {
+		return err
+	}
+	brand := brands[name]
+	server, err := brand.find(ctx, os.Stdout)
 	if err != nil {
 		return err
 	}
 	// Without this, a reader that goes away, as in `make demo | head`, would end this
 	// process before it can clear away. Now the screen has an error.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	fmt.Printf(introduction, thousands(messages))
+	fmt.Printf(introduction, thousands(messages), brand.title)
 	dir, err := os.MkdirTemp("", "oncemill-demo-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	server, err := startPostgres(ctx)
+	postgres, err := startPostgres(ctx, server)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, server.Close()) }()
+	defer func() { err = errors.Join(err, postgres.Close()) }()
 
 	runs := [2]*run{
 		{name: "with Oncemill", database: "with_oncemill", setting: setting{Oncemill: true}},
 		{name: "without Oncemill", database: "without_oncemill"},
 	}
 	for _, r := range runs {
-		r.dir, r.server, r.setting.Messages = dir, server, messages
+		r.dir, r.server, r.setting.Messages, r.setting.Broker = dir, postgres, messages, name
 		if err := r.conduct(ctx); err != nil {
 			if ctx.Err() == nil && r.screen.err == nil {
 				fmt.Fprint(os.Stderr, "\n", logTail(dir))
@@ -53,34 +58,35 @@ func conduct(ctx context.Context, args []string) (err error) {
 }
 
 const introduction = `%s orders go to billing, which writes a bill for each and sends an invoice.
-For each invoice, shipping writes a shipment. Both are Watermill handlers on NATS
-JetStream and Postgres. They are given a hard time, with Oncemill and without.
+For each invoice, shipping writes a shipment. Both are Watermill handlers, on
+%s and Postgres. They are given a hard time, with Oncemill and without.
 
 `
 
-func parse(args []string) (messages int, err error) {
+func parse(args []string) (messages int, broker string, err error) {
 	flags := flag.NewFlagSet("quickstart", flag.ExitOnError)
 	flags.IntVar(&messages, "messages", 10_000, fmt.Sprintf("how many orders to send, at least %d", leastMessages))
-	broker := flags.String("broker", "nats", "the broker: nats")
+	flags.StringVar(&broker, "broker", "nats", "the broker: nats, or kafka, which needs Java 17")
 	_ = flags.Parse(args) // exits
 	switch {
 	case flags.NArg() > 0:
-		return 0, fmt.Errorf("%q is no flag; see -help", flags.Arg(0))
+		return 0, "", fmt.Errorf("%q is no flag; see -help", flags.Arg(0))
 	case messages < leastMessages:
-		return 0, fmt.Errorf("-messages is %d: must be at least %d, for enough to go wrong", messages, leastMessages)
-	case *broker != "nats":
-		return 0, fmt.Errorf("-broker is %q: must be nats", *broker)
+		return 0, "", fmt.Errorf("-messages is %d: must be at least %d, for enough to go wrong", messages, leastMessages)
+	case brands[broker] == nil:
+		return 0, "", fmt.Errorf("-broker is %q: must be nats or kafka", broker)
 	}
-	return messages, nil
+	return messages, broker, nil
 }
 
 // startPostgres starts the server that both runs use, each with a database of its
-// own. It is found on this machine or, saying so, downloaded.
-func startPostgres(ctx context.Context) (*postgres.Server, error) {
+// own. It is found on this machine or, saying so, downloaded. The brokers start
+// later, one for each run.
+func startPostgres(ctx context.Context, broker string) (*postgres.Server, error) {
 	bin, err := postgres.Locate(ctx, os.Stdout)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("Starting a NATS server, and the Postgres in %s.\n", bin)
+	fmt.Printf("Starting %s, and the Postgres in %s.\n", broker, bin)
 	return postgres.Start(ctx, postgres.Options{Bin: bin})
 }

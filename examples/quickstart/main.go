@@ -2,6 +2,7 @@
 // with it and once without, and has an auditor count what came of them.
 //
 //	quickstart -messages 10000
+//	quickstart -messages 10000 -broker kafka
 //
 // The program is all of the processes that take part: without an argument it is
 // the conductor, who starts the others, kills some of them, and reports. Each of
@@ -28,6 +29,7 @@ type role func(ctx context.Context, s setting) error
 
 var roles = map[string]role{
 	"nats":     serveNATS,
+	"kafka":    serveKafka,
 	"producer": produce,
 	"billing":  bill,
 	"relay":    relay,
@@ -40,10 +42,13 @@ type setting struct {
 	Oncemill bool   // or the same without it
 	Messages int    // how many orders there are
 	Postgres string // URL of this run's database
-	NATS     string // URL of the server
+	Broker   string // which one it is: a key of brands
+	Address  string // of its server
 
-	Faults bool // things go wrong: see faults.go
-	Doomed bool // the process is killed at its worst moment
+	Place    int  // which it is of those in its role, from 1
+	Faults   bool // things go wrong: see faults.go
+	Lifetime int  // after so many messages the process is killed at its worst moment; 0: it is spared
+	CutOff   bool // in the middle of its life it cannot reach the broker, if that is Kafka
 }
 
 // settingVariable holds the setting, as JSON. It is not an argument because

@@ -20,7 +20,7 @@ func (p progress) String() string {
 
 // look follows the orders' way, so that nothing can move on behind its back.
 func (r *run) look(ctx context.Context) (p progress, err error) {
-	billing, err := look(ctx, r.js, orders, "billing")
+	billing, err := r.broker.look(ctx, orders, "billing")
 	if err != nil {
 		return p, err
 	}
@@ -28,16 +28,16 @@ func (r *run) look(ctx context.Context) (p progress, err error) {
 	if r.setting.Oncemill {
 		inOutbox = `(SELECT count(*) FROM oncemill.outbox)`
 	}
-	var waiting int
+	var unsent int
 	row := r.db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM bills), (SELECT count(*) FROM shipments), `+inOutbox)
-	if err := row.Scan(&p.bills, &p.shipments, &waiting); err != nil {
+	if err := row.Scan(&p.bills, &p.shipments, &unsent); err != nil {
 		return p, err
 	}
-	shipping, err := look(ctx, r.js, invoices, "shipping")
+	shipping, err := r.broker.look(ctx, invoices, "shipping")
 	if err != nil {
 		return p, err
 	}
 	p.orders = billing.messages
-	p.done = p.orders == r.setting.Messages && billing.done() && waiting == 0 && shipping.done()
+	p.done = p.orders == r.setting.Messages && billing.waiting+unsent+shipping.waiting == 0
 	return p, nil
 }

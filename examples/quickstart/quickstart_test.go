@@ -13,23 +13,36 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/oncemill/oncemill/testcontainers/kafkaserver"
 )
 
 // The demo keeps its promise on a small run, and leaves nothing behind.
 func TestQuickstart(t *testing.T) {
 	t.Parallel()
-	d := start(t, "-messages", "500")
+	keepsItsPromise(t, "nats", "lost ack")
+}
+
+// The same on a real Kafka.
+func TestQuickstartKafka(t *testing.T) {
+	needJava(t)
+	t.Parallel()
+	keepsItsPromise(t, "kafka", "lost offset commit")
+}
+
+func keepsItsPromise(t *testing.T, broker, loss string) {
+	d := start(t, "-messages", "500", "-broker", broker)
 	if err := d.wait(); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, d.stdout.String(), d.stderr.String())
 	}
 	lines := strings.Split(strings.TrimSuffix(d.stdout.String(), "\n"), "\n")
 	last := lines[len(lines)-1]
-	want := regexp.MustCompile(`^demo: broker=nats published=500 deliveries=\d+ duplicates=[1-9]\d* effects=500 lost=0 twice=0$`)
+	want := regexp.MustCompile(`^demo: broker=` + broker + ` published=500 deliveries=\d+ duplicates=[1-9]\d* effects=500 lost=0 twice=0$`)
 	if !want.MatchString(last) {
 		t.Errorf("the last line is %q", last)
 	}
 	for _, fault := range []string{"billing: handler error", "billing: handler panic", "billing: killed with SIGKILL",
-		"shipping: killed with SIGKILL", "relay: killed with SIGKILL", "lost ack"} {
+		"shipping: killed with SIGKILL", "relay: killed with SIGKILL", loss} {
 		if n := strings.Count(d.stdout.String(), fault+" ("); n < 5 {
 			t.Errorf("%q is shown %d times, want at least 5:\n%s", fault, n, d.stdout.String())
 		}
@@ -37,10 +50,32 @@ func TestQuickstart(t *testing.T) {
 	d.leavesNothing()
 }
 
+// needJava ends a test where there is none that Kafka runs on.
+func needJava(t *testing.T) {
+	t.Helper()
+	_, err := kafkaserver.FindJava(t.Context())
+	if errors.Is(err, kafkaserver.ErrNoJava) && os.Getenv("ONCEMILL_TEST_REQUIRE_KAFKA") != "1" {
+		t.Skip(kafkaserver.ErrNoJava)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Ctrl-C in the middle of the work ends all processes and removes all files.
 func TestQuickstartInterrupted(t *testing.T) {
 	t.Parallel()
-	d := start(t)
+	isInterrupted(t, "nats")
+}
+
+func TestQuickstartKafkaInterrupted(t *testing.T) {
+	needJava(t)
+	t.Parallel()
+	isInterrupted(t, "kafka")
+}
+
+func isInterrupted(t *testing.T, broker string) {
+	d := start(t, "-broker", broker)
 	d.await("killed with SIGKILL")
 	d.signal(os.Interrupt)
 	var exit *exec.ExitError
@@ -53,7 +88,17 @@ func TestQuickstartInterrupted(t *testing.T) {
 // Nobody can clean up after a kill -9, but no process outlives the conductor.
 func TestQuickstartKilled(t *testing.T) {
 	t.Parallel()
-	d := start(t)
+	isKilled(t, "nats")
+}
+
+func TestQuickstartKafkaKilled(t *testing.T) {
+	needJava(t)
+	t.Parallel()
+	isKilled(t, "kafka")
+}
+
+func isKilled(t *testing.T, broker string) {
+	d := start(t, "-broker", broker)
 	d.await("killed with SIGKILL")
 	d.signal(os.Kill)
 	if err := d.wait(); err == nil {
@@ -63,6 +108,20 @@ func TestQuickstartKilled(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still there: %q", d.processes())
 		}
+	}
+}
+
+// Without Java nothing is started, and one line says what to install.
+func TestQuickstartKafkaWithoutJava(t *testing.T) {
+	t.Parallel()
+	d := startWith(t, []string{"PATH=", "JAVA_HOME=", "ONCEMILL_JAVA="}, "-broker", "kafka")
+	var exit *exec.ExitError
+	if err := d.wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("without Java: %v, want exit status 1", err)
+	}
+	said := d.stderr.String()
+	if strings.Count(said, "\n") != 1 || !strings.Contains(said, "openjdk-17-jre-headless") || d.stdout.Len() > 0 {
+		t.Errorf("it says %q and %q", d.stdout.String(), said)
 	}
 }
 
@@ -94,6 +153,12 @@ type demo struct {
 
 func start(t *testing.T, args ...string) *demo {
 	t.Helper()
+	return startWith(t, nil, args...)
+}
+
+// startWith starts it with other variables in its environment.
+func startWith(t *testing.T, environment []string, args ...string) *demo {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts servers: make test")
 	}
@@ -110,7 +175,7 @@ func start(t *testing.T, args ...string) *demo {
 		t.Fatal(err)
 	}
 	d.cmd = exec.Command(d.binary, args...)
-	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp)
+	d.cmd.Env = append(append(os.Environ(), "TMPDIR="+d.tmp), environment...)
 	d.cmd.Stderr = &d.stderr
 	stdout, err := d.cmd.StdoutPipe()
 	if err != nil {

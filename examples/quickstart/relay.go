@@ -4,9 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
-	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -18,14 +15,14 @@ func relay(ctx context.Context, s setting) error {
 		return err
 	}
 	defer db.Close()
-	conn, err := nats.Connect(s.NATS, nats.MaxReconnects(-1))
+	broker, err := s.connect(nil)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	var sink outbox.Sink = &jetstream.Sink{Conn: conn}
-	if s.Doomed {
-		sink = &doomedSink{Sink: sink, rows: lifetime(s)}
+	defer broker.close()
+	sink := broker.sink()
+	if s.Lifetime > 0 {
+		sink = &doomedSink{Sink: sink, rows: s.Lifetime, memory: s.brand().memory}
 	}
 	relay := &outbox.Relay{DB: db, Sink: sink, ListenURL: s.Postgres}
 	return relay.Run(ctx)
@@ -35,13 +32,14 @@ func relay(ctx context.Context, s setting) error {
 // acknowledged a batch that the relay has not deleted from the outbox yet.
 type doomedSink struct {
 	outbox.Sink
-	rows int
+	rows   int
+	memory time.Duration // of the broker
 }
 
 func (d *doomedSink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	errs := d.Sink.PublishBatch(ctx, rows)
 	if d.rows -= len(rows); d.rows <= 0 {
-		time.Sleep(2 * brokersMemory) // so that the broker takes the batch a second time
+		time.Sleep(2 * d.memory) // so that the broker takes the batch a second time
 		awaitKill()
 	}
 	return errs

@@ -12,13 +12,18 @@ const (
 	relayKilled  = "relay killed"
 )
 
-// kinds are the kinds of faults, in the order of the report.
-var kinds = []struct{ name, short, long string }{
-	{saysLostAck, "lost acks", "acknowledgements lost on the way to the broker"},
-	{saysError, "errors", "handlers that returned an error"},
-	{saysPanic, "panics", "handlers that panicked"},
-	{workerKilled, "workers killed", "workers killed after their commit, before the ack"},
-	{relayKilled, "relays killed", "relays killed after they had published"},
+// A kind is a kind of faults.
+type kind struct{ name, short, long string }
+
+// kinds are all of them, in the order of the report.
+func (b *brand) kinds() []kind {
+	return []kind{
+		b.lost,
+		{saysError, "errors", "handlers that returned an error"},
+		{saysPanic, "panics", "handlers that panicked"},
+		{workerKilled, "workers killed", b.killed},
+		{relayKilled, "relays killed", "relays killed after they had published"},
+	}
 }
 
 const (
@@ -62,8 +67,8 @@ things go wrong. Without Oncemill that made %s bills and %s shipments too
 many%s. With it %s.
 
 `, thousands(v.Duplicates), thousands(plain.Billing.Twice), thousands(plain.Shipping.Twice), loss(plain), outcome(v))
-	fmt.Fprintf(out, "demo: broker=nats published=%d deliveries=%d duplicates=%d effects=%d lost=%d twice=%d\n",
-		v.Published, v.Deliveries, v.Duplicates, v.Billing.Rows, v.lost(), v.twice())
+	fmt.Fprintf(out, "demo: broker=%s published=%d deliveries=%d duplicates=%d effects=%d lost=%d twice=%d\n",
+		with.setting.Broker, v.Published, v.Deliveries, v.Duplicates, v.Billing.Rows, v.lost(), v.twice())
 	return judge(with, without)
 }
 
@@ -90,14 +95,23 @@ func printTable(out io.Writer, with, without *run) {
 
 	print("", with.name, "without")
 	head("what went wrong")
-	for _, kind := range kinds {
+	for _, kind := range with.brand().kinds() {
 		print(kind.long, with.suffered(kind.name), without.suffered(kind.name))
+	}
+	deliveries := func() {
+		row("deliveries of orders to billing", func(r *run) int { return r.verdict.Deliveries })
+		row("duplicates among these", func(r *run) int { return r.verdict.Duplicates })
 	}
 	head("what the broker says")
 	row("orders published", func(r *run) int { return r.verdict.Published })
-	row("deliveries of orders to billing", func(r *run) int { return r.verdict.Deliveries })
-	row("duplicates among these", func(r *run) int { return r.verdict.Duplicates })
+	if with.brand().counts {
+		deliveries()
+	}
 	row("invoices published", func(r *run) int { return r.verdict.Invoices })
+	if !with.brand().counts {
+		head("what the workers noted, since " + with.brand().title + " keeps no count")
+		deliveries()
+	}
 	head("what Postgres says")
 	row("bills", func(r *run) int { return r.verdict.Billing.Rows })
 	row("orders without a bill", func(r *run) int { return r.verdict.Billing.Lost })
@@ -129,7 +143,7 @@ func judge(with, without *run) error {
 		return errors.New("the run without Oncemill came out right as well: too little went wrong")
 	}
 	for _, r := range []*run{with, without} {
-		for _, kind := range kinds {
+		for _, kind := range r.brand().kinds() {
 			if kind.name == relayKilled && !r.setting.Oncemill {
 				continue // it has none
 			}

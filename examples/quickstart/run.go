@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
-
-	"github.com/nats-io/nats.go"
-	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/testcontainers/postgres"
@@ -37,13 +35,14 @@ type run struct {
 	setting  setting // for the children, and whether it is with Oncemill
 
 	db     *sql.DB
-	js     natsjs.JetStream
+	broker broker
 	screen *screen
 
 	crew     []*child // all that were started
 	events   chan event
 	over     chan struct{}
 	faults   map[string]int // by kind
+	doomed   map[string]int // by role: that are to be killed, or were
 	killed   map[string]int // by role
 	took     time.Duration
 	verdict  verdict
@@ -53,16 +52,15 @@ type run struct {
 // conduct sets everything up, has the work done, and has it audited.
 func (r *run) conduct(ctx context.Context) (err error) {
 	r.events, r.over = make(chan event), make(chan struct{})
-	r.faults, r.killed = make(map[string]int), make(map[string]int)
+	r.faults, r.doomed, r.killed = make(map[string]int), make(map[string]int), make(map[string]int)
 	defer r.killAll()
 	r.screen = newScreen(os.Stdout)
 	r.screen.title("%s orders %s", thousands(r.setting.Messages), r.name)
 	defer r.screen.end()
-	closeConn, err := r.startNATS(ctx)
-	if err != nil {
+	if err := r.startBroker(ctx); err != nil {
 		return err
 	}
-	defer closeConn()
+	defer r.broker.close()
 	if err := r.createDatabase(ctx); err != nil {
 		return err
 	}
@@ -84,21 +82,19 @@ func (r *run) conduct(ctx context.Context) (err error) {
 	return json.Unmarshal([]byte(answer), &r.verdict)
 }
 
-func (r *run) startNATS(ctx context.Context) (closeConn func(), err error) {
-	if r.setting.NATS, err = r.ask(ctx, "nats"); err != nil {
-		return nil, err
+func (r *run) brand() *brand { return r.setting.brand() }
+
+func (r *run) startBroker(ctx context.Context) (err error) {
+	if r.setting.Address, err = r.ask(ctx, r.setting.Broker); err != nil {
+		return err
 	}
-	conn, err := nats.Connect(r.setting.NATS)
-	if err != nil {
-		return nil, err
+	if r.broker, err = r.setting.connect(nil); err != nil {
+		return err
 	}
-	if r.js, err = natsjs.New(conn); err == nil {
-		err = createStreams(ctx, r.js)
+	if err = r.broker.createTopics(ctx); err != nil {
+		r.broker.close()
 	}
-	if err != nil {
-		conn.Close()
-	}
-	return conn.Close, err
+	return err
 }
 
 func (r *run) createDatabase(ctx context.Context) error {
@@ -121,19 +117,34 @@ func (r *run) createDatabase(ctx context.Context) error {
 	}
 	// Without any constraint: what happens twice has to be seen.
 	_, err = r.db.ExecContext(ctx, `CREATE TABLE bills (order_number text); CREATE TABLE shipments (order_number text)`)
+	if err == nil && !r.brand().counts {
+		_, err = r.db.ExecContext(ctx, createDeliveries)
+	}
 	return err
 }
 
-// work starts everybody and waits until all orders are through.
-func (r *run) work(ctx context.Context) error {
-	workers := []string{"billing", "shipping", "relay"}
-	if !r.setting.Oncemill {
-		workers = workers[:2] // there is no outbox to relay
+// start starts everybody.
+func (r *run) start() error {
+	for place := range r.brand().workers {
+		for _, role := range []string{"billing", "shipping"} {
+			if _, err := r.spawn(role, place+1); err != nil {
+				return err
+			}
+		}
 	}
-	for _, role := range append(workers, "producer") {
-		if _, err := r.spawn(role); err != nil {
+	if r.setting.Oncemill { // or there is no outbox to relay
+		if _, err := r.spawn("relay", 1); err != nil {
 			return err
 		}
+	}
+	_, err := r.spawn("producer", 1)
+	return err
+}
+
+// work has everybody work until all orders are through.
+func (r *run) work(ctx context.Context) error {
+	if err := r.start(); err != nil {
+		return err
 	}
 	var before progress
 	return r.attend(ctx, func() (bool, error) {
@@ -149,10 +160,16 @@ func (r *run) work(ctx context.Context) error {
 }
 
 // spawn starts a process in a role.
-func (r *run) spawn(role string) (*child, error) {
+func (r *run) spawn(role string, place int) (*child, error) {
 	s := r.setting
+	s.Place = place
 	s.Faults = role == "billing" || role == "shipping"
-	s.Doomed = (s.Faults || role == "relay") && r.killed[role] < kills
+	if mortal(role) && r.doomed[role] < kills {
+		r.doomed[role]++
+		// All of the kills take place well before the end of the run.
+		s.Lifetime = s.Messages / (kills + 2) / s.brand().workers
+		s.CutOff = r.doomed[role]%2 == 1 // every other one
+	}
 	c, err := spawn(r.dir, role, s, r.events, r.over)
 	if err != nil {
 		return nil, err
@@ -161,6 +178,12 @@ func (r *run) spawn(role string) (*child, error) {
 	r.crew = append(r.crew, c)
 	return c, nil
 }
+
+// kills is how often each of the workers and the relay is killed in a run.
+const kills = 6
+
+// mortal tells whether some in a role are to be killed.
+func mortal(role string) bool { return role == "billing" || role == "shipping" || role == "relay" }
 
 // attend deals with what the children say until done, which it asks now and then.
 func (r *run) attend(ctx context.Context, done func() (bool, error)) error {
@@ -198,7 +221,7 @@ func (r *run) handle(e event) error {
 		return e.from.misbehaved(e.err)
 	case e.line == saysKillMe:
 		return r.replace(e.from)
-	case e.line == saysLostAck, e.line == saysError, e.line == saysPanic:
+	case slices.Contains([]string{saysLostAck, saysLostCommit, saysError, saysPanic}, e.line):
 		r.fault(e.line, e.from.role)
 	default:
 		e.from.answer = e.line
@@ -215,13 +238,13 @@ func (r *run) replace(c *child) error {
 	} else {
 		r.fault(workerKilled, c.role)
 	}
-	_, err := r.spawn(c.role)
+	_, err := r.spawn(c.role, c.place)
 	return err
 }
 
 // ask starts a process and returns what it says.
 func (r *run) ask(ctx context.Context, role string) (answer string, err error) {
-	c, err := r.spawn(role)
+	c, err := r.spawn(role, 1)
 	if err != nil {
 		return "", err
 	}
@@ -233,14 +256,14 @@ func (r *run) ask(ctx context.Context, role string) (answer string, err error) {
 // to go in peace.
 func (r *run) stopWorkers(ctx context.Context) error {
 	for _, c := range r.crew {
-		if c.role != "nats" {
+		if c.role != r.setting.Broker {
 			c.stop()
 		}
 	}
 	limit := time.Now().Add(stopLimit)
 	return r.attend(ctx, func() (bool, error) {
 		for _, c := range r.crew {
-			if c.role != "nats" && !c.hasEnded() {
+			if c.role != r.setting.Broker && !c.hasEnded() {
 				if time.Now().After(limit) {
 					return false, errors.New(c.role + " does not end")
 				}
@@ -255,7 +278,7 @@ func (r *run) stopWorkers(ctx context.Context) error {
 func (r *run) killAll() {
 	close(r.over)
 	for _, c := range r.crew {
-		if c.role == "nats" {
+		if c.role == r.setting.Broker {
 			c.stop() // it has files to remove
 			select {
 			case <-c.ended:

@@ -19,7 +19,7 @@ func ship(ctx context.Context, s setting) error {
 	if s.Oncemill {
 		handler = w.shipping
 	}
-	w.router.AddConsumerHandler("shipping", invoices, w.subscriber("shipping"), handler)
+	w.router.AddConsumerHandler("shipping", invoices, w.broker.subscriber("shipping"), handler)
 	return w.router.Run(ctx)
 }
 
