@@ -29,11 +29,11 @@ func (a *performer) work(ctx context.Context) error {
 		DrainTimeout: a.DrainTimeout,
 		Observer: &oncemill.Observer{
 			Committed: func(_ context.Context, _, key string, _ time.Duration) {
-				a.say("committed %s", key)
+				a.Say("committed %s", key)
 				a.opportunity(dieBeforeAck, key)
 			},
-			Duplicate: func(_ context.Context, _, key string) { a.say("duplicate %s", key) },
-			Failed:    func(_ context.Context, err *oncemill.Error) { a.say("failed %s %s %q", err.Op, err.Key, err.Err) },
+			Duplicate: func(_ context.Context, _, key string) { a.Say("duplicate %s", key) },
+			Failed:    func(_ context.Context, err *oncemill.Error) { a.Say("failed %s %s %q", err.Op, err.Key, err.Err) },
 		},
 	}
 	router, err := message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.Default()))
@@ -56,7 +56,7 @@ func (a *performer) work(ctx context.Context) error {
 	router.AddHandler(a.Handler, a.Topic, subscriber, a.Receipts, &outbox.Publisher{}, a.handle)
 	go func() {
 		<-router.Running()
-		a.say("running")
+		a.Say("running")
 	}()
 	return router.Run(ctx)
 }
@@ -99,7 +99,7 @@ func (a *performer) handle(msg *message.Message) ([]*message.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.say("handling %s", msg.UUID)
+	a.Say("handling %s", msg.UUID)
 	a.opportunity(dieInHandler, msg.UUID)
 	a.opportunity(freezeInHandler, msg.UUID)
 	if n := a.runs.Add(1); a.FailEvery > 0 && n%int64(a.FailEvery) == 0 {
@@ -120,7 +120,7 @@ func (a *performer) relay(ctx context.Context) error {
 		PollInterval:   100 * time.Millisecond,
 		PublishTimeout: a.PublishTimeout,
 	}
-	a.say("running")
+	a.Say("running")
 	return relay.Run(ctx)
 }
 
@@ -140,10 +140,10 @@ func (s faultySink) PublishBatch(ctx context.Context, rows []outbox.Row) []error
 	}
 	errs = append(errs, s.inner.PublishBatch(ctx, rows)...)
 	if err := errors.Join(errs...); err != nil {
-		s.a.say("unpublished %q", fmt.Sprint(err))
+		s.a.Say("unpublished %q", fmt.Sprint(err))
 		return errs
 	}
-	s.a.say("published %d", len(errs))
+	s.a.Say("published %d", len(errs))
 	s.a.opportunity(dieAfterPublishing, rows[0].UUID)
 	return errs
 }

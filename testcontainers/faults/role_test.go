@@ -4,18 +4,16 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net"
-	"os"
 	"os/signal"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/lib/pq"
 	"github.com/nats-io/nats.go"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 // roleVariable makes the test binary play the role that it holds, as JSON.
@@ -74,20 +72,15 @@ const ackWait = time.Second
 
 // A performer is a process that plays a role.
 type performer struct {
+	actor.Player
 	role
 	db   *sql.DB
 	nc   *nats.Conn
-	out  sync.Mutex
 	runs atomic.Int64 // of the handler
-
-	opportunities atomic.Int64 // for the fault
 }
 
 func play(text string) error {
-	go func() { // the test has ended
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(3)
-	}()
+	actor.EndWithTheTest()
 	a := &performer{}
 	if err := json.Unmarshal([]byte(text), &a.role); err != nil {
 		return err
@@ -114,29 +107,11 @@ func play(text string) error {
 	return a.work(ctx)
 }
 
-func (a *performer) say(what string, args ...any) {
-	a.out.Lock()
-	defer a.out.Unlock()
-	fmt.Fprintf(os.Stdout, what+"\n", args...)
-}
-
 // opportunity is called where a fault could happen to a message, and makes it
 // happen if it is the actor's.
 func (a *performer) opportunity(f fault, key string) {
-	if a.Fault != f || a.opportunities.Add(1) != int64(a.After)+1 {
-		return
-	}
-	switch f {
-	case freezeInHandler, freezeWithinAPublish:
-		thawed := make(chan os.Signal, 1)
-		signal.Notify(thawed, syscall.SIGCONT)
-		a.say("freezing %s", key)
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		<-thawed // this thread may be the last one that stops
-	default:
-		a.say("dying %s", key)
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
+	if a.Fault == f {
+		a.Suffer(f == freezeInHandler || f == freezeWithinAPublish, a.After, key)
 	}
 }
 
@@ -160,7 +135,7 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
-		d.a.say("unreachable")
+		d.a.Say("unreachable")
 	}
 	return conn, err
 }

@@ -6,11 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"os/signal"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,6 +25,7 @@ import (
 	"github.com/oncemill/oncemill/consumers/kafka"
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/outbox"
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 // roleVariable makes the test binary play the role that it holds, as JSON.
@@ -79,20 +77,15 @@ const sessionTimeout = 2 * time.Second
 
 // A performer is a process that plays a role.
 type performer struct {
+	actor.Player
 	role
 	db     *sql.DB
 	client *kgo.Client
-	out    sync.Mutex
 	runs   atomic.Int64 // of the handler
-
-	opportunities atomic.Int64 // for the fault
 }
 
 func play(text string) error {
-	go func() { // the test has ended
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(3)
-	}()
+	actor.EndWithTheTest()
 	a := &performer{}
 	if err := json.Unmarshal([]byte(text), &a.role); err != nil {
 		return err
@@ -123,29 +116,11 @@ func play(text string) error {
 	return a.work(ctx)
 }
 
-func (a *performer) say(what string, args ...any) {
-	a.out.Lock()
-	defer a.out.Unlock()
-	fmt.Fprintf(os.Stdout, what+"\n", args...)
-}
-
 // opportunity is called where a fault could happen to a message, and makes it
 // happen if it is the performer's.
 func (a *performer) opportunity(f fault, key string) {
-	if a.Fault != f || a.opportunities.Add(1) != int64(a.After)+1 {
-		return
-	}
-	switch f {
-	case freezeInHandler, freezeBeforeAck:
-		thawed := make(chan os.Signal, 1)
-		signal.Notify(thawed, syscall.SIGCONT)
-		a.say("freezing %s", key)
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		<-thawed // this thread may be the last one that stops
-	default:
-		a.say("dying %s", key)
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
+	if a.Fault == f {
+		a.Suffer(f == freezeInHandler || f == freezeBeforeAck, a.After, key)
 	}
 }
 
@@ -156,12 +131,12 @@ func (a *performer) work(ctx context.Context) error {
 		IdleTimeout: a.IdleTimeout,
 		Observer: &oncemill.Observer{
 			Committed: func(_ context.Context, _, key string, _ time.Duration) {
-				a.say("committed %s", key)
+				a.Say("committed %s", key)
 				a.opportunity(dieBeforeAck, key)
 				a.opportunity(freezeBeforeAck, key)
 			},
-			Duplicate: func(_ context.Context, _, key string) { a.say("duplicate %s", key) },
-			Failed:    func(_ context.Context, err *oncemill.Error) { a.say("failed %s %s %q", err.Op, err.Key, err.Err) },
+			Duplicate: func(_ context.Context, _, key string) { a.Say("duplicate %s", key) },
+			Failed:    func(_ context.Context, err *oncemill.Error) { a.Say("failed %s %s %q", err.Op, err.Key, err.Err) },
 		},
 	}
 	router, err := message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.Default()))
@@ -181,7 +156,7 @@ func (a *performer) work(ctx context.Context) error {
 	router.AddHandler(a.Group, a.Topic, subscriber, a.Receipts, &outbox.Publisher{}, a.handle)
 	go func() {
 		<-router.Running()
-		a.say("running")
+		a.Say("running")
 	}()
 	return router.Run(ctx)
 }
@@ -221,7 +196,7 @@ func (a *performer) handle(msg *message.Message) ([]*message.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.say("handling %s", msg.UUID)
+	a.Say("handling %s", msg.UUID)
 	a.opportunity(dieInHandler, msg.UUID)
 	a.opportunity(freezeInHandler, msg.UUID)
 	n := a.runs.Add(1)
@@ -251,7 +226,7 @@ func (a *performer) relay(ctx context.Context) error {
 	sink := &kafka.Sink{Client: a.client}
 	defer sink.Close()
 	relay := &outbox.Relay{DB: a.db, Sink: faultySink{a, sink}, PollInterval: 100 * time.Millisecond, PublishTimeout: 2 * time.Second}
-	a.say("running")
+	a.Say("running")
 	return relay.Run(ctx)
 }
 
@@ -264,10 +239,10 @@ type faultySink struct {
 func (s faultySink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	errs := s.inner.PublishBatch(ctx, rows)
 	if err := errors.Join(errs...); err != nil {
-		s.a.say("unpublished %q", fmt.Sprint(err))
+		s.a.Say("unpublished %q", fmt.Sprint(err))
 		return errs
 	}
-	s.a.say("published %d", len(errs))
+	s.a.Say("published %d", len(errs))
 	s.a.opportunity(dieAfterPublishing, rows[0].UUID)
 	return errs
 }
