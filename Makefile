@@ -16,7 +16,7 @@ BROKER ?=
 # The packages of the module testcontainers that need a Kafka, and go test on them,
 # with one Kafka for all.
 KAFKA := $(patsubst testcontainers/%,./%/...,$(wildcard testcontainers/kafka testcontainers/kafkaserver))
-TEST_KAFKA = echo "== testcontainers, on Kafka"; cd testcontainers && \
+TEST_KAFKA = echo "== testcontainers, on Kafka (3 minutes, and longer the first time)"; cd testcontainers && \
 	../bin/withservers -kafka go test $(RACE) -p 1 -count=1 -timeout 8m $(TESTFLAGS) $(KAFKA)
 
 .DEFAULT_GOAL := help

@@ -73,9 +73,10 @@ func (s Stack) bury(msg *message.Message, g grave) error {
 		}
 		return errors.Join(g.cause, err)
 	case buried:
+		info, _ := delivery.From(msg.Context())
 		s.logger().Error("oncemill: gave up a message, its dead letter is in the outbox",
-			"consumer", g.consumer.Name(), "key", g.key, "uuid", msg.UUID, "handler_errors", g.errors,
-			"topic", s.DeadLetterTopic, "error", g.cause)
+			"consumer", g.consumer.Name(), "key", g.key, "uuid", msg.UUID, "from", message.SubscribeTopicFromCtx(msg.Context()),
+			"position", info.Position, "handler_errors", g.errors, "topic", s.DeadLetterTopic, "error", g.cause)
 	}
 	return nil
 }

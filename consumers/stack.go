@@ -39,19 +39,20 @@ type Stack struct {
 	// of the handler. With the last of them the message becomes a dead letter.
 	// What is not the handler's fault does not count: a database that is away, a
 	// key in flight, a deadlock, a shutdown. 0 means 20, which with the pauses of
-	// jetstream.Subscriber takes about six minutes; Never means that it is
-	// delivered until it succeeds.
+	// the Subscribers takes about six minutes; Never means that it is delivered
+	// until it succeeds.
 	MaxErrors int
 
 	// MaxDeliveries gives up a message that was delivered so often, whatever the
 	// reason, where the subscriber tells. It is for messages that kill their
 	// process before anything can be counted, and should be generous. 0 means
-	// 1000; Never means no limit.
+	// 1000; Never means no limit. Kafka does not count deliveries: there it has no
+	// effect.
 	MaxDeliveries int
 
 	// DeadLetterTopic is where dead letters go, through the outbox. "" means
-	// "dead-letter". Something has to receive it: a stream with that subject. A
-	// message that comes from this very topic is never given up.
+	// "dead-letter". Something has to receive it: a stream with that subject, or a
+	// Kafka topic. A message that comes from this very topic is never given up.
 	DeadLetterTopic string
 }
 

@@ -25,7 +25,7 @@ type KeyFunc func(msg *message.Message) (string, error)
 // Watermill's publishers do.
 func ByUUID(msg *message.Message) (string, error) {
 	if msg.UUID == "" {
-		return "", fmt.Errorf("%w: the message has no UUID; set Key to ByMetadata, ByJSON or ByPosition", oncemill.ErrNoKey)
+		return "", fmt.Errorf("%w: the message has no UUID: have the producer set it, in NATS and Kafka as the header _watermill_message_uuid, or set Once.Key to ByPosition, ByMetadata, ByJSON or kafka.ByRecordKey", oncemill.ErrNoKey)
 	}
 	return msg.UUID, nil
 }

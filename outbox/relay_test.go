@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -412,4 +413,33 @@ func TestRelayStopsWithoutATrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	goleak.VerifyNone(t, ignore)
+}
+
+// What goes out beside a row that cannot is no sign that the row has.
+func TestTheLogDoesNotSayThatADeferredRowIsPublishedBeforeItIs(t *testing.T) {
+	t.Parallel()
+	db, _ := database(t)
+	var away atomic.Bool
+	away.Store(true)
+	sink := newRecorder(func(row outbox.Row) error {
+		if row.Topic == "missing" && away.Load() {
+			return errors.New("no such topic")
+		}
+		return nil
+	})
+	logger, log := hearLog()
+	publish(t, db, "missing", 1)
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink, Logger: logger, MinBackoff: 10 * time.Millisecond, MaxBackoff: 10 * time.Millisecond, PollInterval: 10 * time.Millisecond})
+	for deferred := 0; deferred < 5; {
+		publish(t, db, "orders", 1)
+		deferred += relay.settled(t, 1).Deferred
+	}
+	if n := strings.Count(log(), "could not be published, will try"); n != 1 {
+		t.Errorf("the failure is logged %d times:\n%s", n, log())
+	}
+	if strings.Contains(log(), "are dealt with") {
+		t.Errorf("the row still waits, but the log says:\n%s", log())
+	}
+	away.Store(false)
+	poll(t, func() bool { return strings.Contains(log(), "are dealt with") })
 }

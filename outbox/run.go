@@ -27,7 +27,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	settling, release := outlive(publishing, settleTimeout)
 	defer release()
 
-	l := loop{Relay: r, publishing: publishing, settling: settling, floor: bottom}
+	l := loop{Relay: r, publishing: publishing, settling: settling, floor: bottom, deferred: make(map[int64]time.Time)}
 	for ctx.Err() == nil {
 		more, err := l.round(ctx)
 		if ctx.Err() != nil {
@@ -54,10 +54,11 @@ type loop struct {
 	floor   int64
 	scanned time.Time // when the last fetch from the beginning was
 
-	failures  int       // rounds that failed in a row
-	awaySince time.Time // when the first of them did
-	deferring bool      // the last batch had deferred rows
-	due       time.Time // when the last of the rows falls due that this loop has deferred; zero if that has been looked at
+	failures  int                 // rounds that failed in a row
+	awaySince time.Time           // when the first of them did
+	warned    time.Time           // when it was last said that rows are deferred
+	deferred  map[int64]time.Time // rows that this loop has deferred, by id, and when they fall due
+	due       time.Time           // when the last of the rows falls due that this loop has deferred; zero if that has been looked at
 }
 
 // bottom is the floor of a fetch from the beginning.

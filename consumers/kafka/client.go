@@ -21,10 +21,11 @@ func checkClient(owner string, client *kgo.Client) error {
 	if group, _ := client.OptValue(kgo.ConsumerGroup).(string); group != "" {
 		return fmt.Errorf("%s.Client consumes as group %q: make it without kgo.ConsumerGroup", owner, group)
 	}
-	if err := refuse(owner, client, "ConsumeRegex", "a topic is one topic", kgo.ConsumeRegex); err != nil {
-		return err
-	}
-	return refuse(owner, client, "KeepControlRecords", "they are no messages", kgo.KeepControlRecords)
+	return refuse(owner, client, []refusal{
+		{"ConsumeRegex", "a topic is one topic", kgo.ConsumeRegex},
+		{"KeepControlRecords", "they are no messages", kgo.KeepControlRecords},
+		{"ServerSideBalancer", "commits are only fenced in the classic protocol of groups", kgo.ServerSideBalancer},
+	})
 }
 
 // checkProducer tells what is wrong with a client that producers are made from.
@@ -35,25 +36,24 @@ func checkProducer(owner string, client *kgo.Client) error {
 	if id, _ := client.OptValue(kgo.TransactionalID).(string); id != "" {
 		return fmt.Errorf("%s.Client has kgo.TransactionalID %q: make it without, the outbox does what a transaction would be for", owner, id)
 	}
-	for _, option := range []struct {
-		name, why string
-		option    any
-	}{
+	return refuse(owner, client, []refusal{
 		{"DisableIdempotentWrite", "records could be stored twice and out of order", kgo.DisableIdempotentWrite},
 		{"ManualFlushing", "nobody would flush", kgo.ManualFlushing},
 		{"DefaultProduceTopicAlways", "messages would go to another topic than theirs", kgo.DefaultProduceTopicAlways},
-	} {
-		if err := refuse(owner, client, option.name, option.why, option.option); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
-// refuse returns an error if a client has an option.
-func refuse(owner string, client *kgo.Client, name, why string, option any) error {
-	if set, _ := client.OptValue(option).(bool); set {
-		return fmt.Errorf("%s.Client has kgo.%s: make it without, %s", owner, name, why)
+// A refusal is an option that a client may not have, and why.
+type refusal struct {
+	name, why string
+	option    any
+}
+
+func refuse(owner string, client *kgo.Client, refusals []refusal) error {
+	for _, r := range refusals {
+		if set, _ := client.OptValue(r.option).(bool); set {
+			return fmt.Errorf("%s.Client has kgo.%s: make it without, %s", owner, r.name, r.why)
+		}
 	}
 	return nil
 }
@@ -85,15 +85,15 @@ const (
 // connection, for 10 seconds.
 func ask[Answer any](ctx context.Context, request func(context.Context) (Answer, error)) (Answer, error) {
 	for {
-		answer, err := attempt(ctx, request)
+		answer, err := attempt(ctx, attemptTimeout, request)
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return answer, err
 		}
 	}
 }
 
-func attempt[Answer any](ctx context.Context, request func(context.Context) (Answer, error)) (answer Answer, err error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+func attempt[Answer any](ctx context.Context, limit time.Duration, request func(context.Context) (Answer, error)) (answer Answer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	done := make(chan struct{})
 	var late Answer
 	var failure error
@@ -106,6 +106,11 @@ func attempt[Answer any](ctx context.Context, request func(context.Context) (Ans
 	case <-done:
 		return late, failure
 	case <-ctx.Done():
-		return answer, ctx.Err()
+		select { // the request ends ctx as well
+		case <-done:
+			return late, failure
+		default:
+			return answer, ctx.Err()
+		}
 	}
 }

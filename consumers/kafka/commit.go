@@ -38,6 +38,8 @@ func (s *session) keepCommitting(ctx context.Context) {
 // commitNow commits what is finished. If that fails, the messages are delivered
 // again to whoever reads the partition next, unless a later commit succeeds.
 func (s *session) commitNow() {
+	s.committing.Lock() // or an older one could come after this
+	defer s.committing.Unlock()
 	offsets, marks := s.committable()
 	if len(marks) == 0 {
 		return
@@ -96,11 +98,11 @@ func (s *session) mayCommit(marks map[int32]mark, member string) error {
 	defer s.mu.Unlock()
 	for id, m := range marks {
 		switch {
+		case s.partitions[id] != m.p:
+			return errNotOwned
 		case m.p.member != member:
 			s.fail(errEvicted)
 			return errEvicted
-		case s.partitions[id] != m.p:
-			return errNotOwned
 		}
 	}
 	return nil

@@ -34,8 +34,10 @@
 //	  one soon after                  dead one's session to run out, so all that the other has
 //	                                  finished meanwhile is delivered again, too
 //	what handlers need is away        nothing is handed out until it is back
-//	brokers away                      handlers go on and commits are repeated; after the session
-//	                                  timeout, what was finished meanwhile is delivered again
+//	brokers away                      the client tries again for as long as it is set to (seconds,
+//	                                  if connections are refused), and then takes its partitions
+//	                                  for lost: contexts end, handlers inside Once go on, and
+//	                                  what is not committed is delivered again
 //	the topic is deleted, made anew   noticed; read from its beginning, and its messages are
 //	                                  not mistaken for old ones (Kafka 4.1 and later; before,
 //	                                  stop the group while you do that). CreateTopic, if it is

@@ -22,7 +22,9 @@ func unreachable(client *kgo.Client, err error) error {
 		return fmt.Errorf("%s: %w", where, known)
 	case errors.As(err, &broker):
 		return fmt.Errorf("%s: %w", where, err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("%s: %w", where, err)
+	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s do not answer: %w (check the addresses in kgo.SeedBrokers and that the brokers run)", where, err)
 	case errors.As(err, &authority):
 		return fmt.Errorf("cannot connect to %s: %w (give the certificate authority in kgo.DialTLSConfig)", where, err)
@@ -38,7 +40,7 @@ func explained(err error) error {
 		kerr.UnsupportedSaslMechanism:  "the brokers do not offer this SASL mechanism; choose another one in kgo.SASL",
 		kerr.GroupAuthorizationFailed:  "this user may not use the group; give it READ on the group with kafka-acls.sh",
 		kerr.TopicAuthorizationFailed:  "this user may not use the topic; give it the rights with kafka-acls.sh",
-		kerr.InconsistentGroupProtocol: "other members of the group divide the partitions in another way; use another Group, or the same kgo.Balancers as they do",
+		kerr.InconsistentGroupProtocol: "other members of the group divide the partitions in another way; use the same kgo.Balancers as they do (watermill-kafka and Sarama: kgo.RangeBalancer), or another Group",
 		kerr.FencedInstanceID:          "another process has the same kgo.InstanceID; give each its own",
 	} {
 		if errors.Is(err, known) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -32,6 +33,9 @@ type producer struct {
 	closed bool
 	topics map[string]time.Time // when each was last seen
 
+	limitsMu sync.Mutex
+	limits   map[string]limits // of topics that were asked for theirs
+
 	alone chan struct{} // has room for the one who uses single
 }
 
@@ -48,25 +52,35 @@ func (p *producer) open(owner string, base *kgo.Client) (*kgo.Client, error) {
 	if err := checkProducer(owner, base); err != nil {
 		return nil, err
 	}
-	var err error
-	if p.client, err = newProducer(base); err == nil {
-		p.single, err = newProducer(base)
-	}
+	client, err := newProducer(base, kgo.ProducerBatchMaxBytesFn(p.batchLimit(base)))
 	if err != nil {
 		return nil, fmt.Errorf("%s.Client: %w", owner, err)
 	}
+	single, err := newProducer(base, kgo.ProducerBatchMaxBytesFn(singleLimit(base)))
+	if err != nil {
+		client.Close()
+		return nil, fmt.Errorf("%s.Client: %w", owner, err)
+	}
+	p.client, p.single = client, single
 	p.topics, p.alone = make(map[string]time.Time), make(chan struct{}, 1)
 	return p.client, nil
 }
 
 // newProducer makes a client. It connects when it is first used.
-func newProducer(base *kgo.Client) (*kgo.Client, error) {
+func newProducer(base *kgo.Client, more ...kgo.Opt) (*kgo.Client, error) {
 	opts := []kgo.Opt{
 		kgo.ProducerLinger(0), // whoever waits has nothing to add
 		kgo.DialTimeout(dialTimeout),
 		kgo.RecordDeliveryTimeout(deliveryTimeout),
+		// Together they are how long an answer is waited for, 20 seconds unless set.
+		// With one record that is refused the client fails all that wait behind it,
+		// also those in a request that it is about to write; that one then goes out
+		// empty, and Kafka 4.4 does not answer such a request (franz-go 1.22.2).
+		kgo.ProduceRequestTimeout(3 * time.Second),
+		kgo.RequestTimeoutOverhead(5 * time.Second),
 	}
 	opts = append(opts, base.Opts()...)
+	opts = append(opts, more...)
 	return newClient(append(opts,
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		// Otherwise a record that may or may not have arrived would stay in the
@@ -93,18 +107,25 @@ func (p *producer) close() error {
 // stays what it is in errs. It returns at the latest when ctx ends.
 func (p *producer) send(ctx context.Context, client *kgo.Client, records []*kgo.Record, errs []error) {
 	p.excludeMissing(ctx, client, records, errs)
+	p.excludeKeyless(records, errs)
 	transmit(ctx, client, records, errs)
 	for i, err := range errs {
 		if records[i] != nil && isRefusal(err) {
 			p.sendAlone(ctx, records[i:i+1], errs[i:i+1])
 		}
 	}
+	gone := make(map[string]bool)
 	for i, err := range errs {
-		if records[i] != nil && err != nil {
-			errs[i] = produceError(client, records[i], err)
-			p.forget(records[i].Topic, err)
+		if records[i] == nil || err == nil {
+			continue
+		}
+		errs[i] = produceError(client, records[i], err)
+		if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+			gone[records[i].Topic] = true
 		}
 	}
+	p.forget(gone)
+	p.forgetLimits(gone)
 }
 
 // sendAlone sends a record that was refused once more. The brokers refuse a batch
@@ -113,7 +134,6 @@ func (p *producer) send(ctx context.Context, client *kgo.Client, records []*kgo.
 func (p *producer) sendAlone(ctx context.Context, record []*kgo.Record, err []error) {
 	select {
 	case p.alone <- struct{}{}:
-		defer func() { <-p.alone }()
 	case <-ctx.Done():
 		err[0] = context.Cause(ctx)
 		return
@@ -122,10 +142,20 @@ func (p *producer) sendAlone(ctx context.Context, record []*kgo.Record, err []er
 	single := p.single
 	p.mu.Unlock()
 	if single == nil {
+		<-p.alone
 		err[0] = ErrClosed // and not a refusal, which may be another record's
 		return
 	}
-	transmit(ctx, single, record, err)
+	done := make(chan error, 1)
+	single.Produce(context.WithoutCancel(ctx), copied(record[0]), func(_ *kgo.Record, err error) {
+		<-p.alone // not before, even if nobody waits any more: the next would not be alone
+		done <- err
+	})
+	select {
+	case err[0] = <-done:
+	case <-ctx.Done():
+		err[0] = context.Cause(ctx)
+	}
 }
 
 // transmit sends records at once and waits for what becomes of each, or until ctx
@@ -173,10 +203,14 @@ func produce(ctx context.Context, client *kgo.Client, records []*kgo.Record, res
 		if ctx.Err() != nil {
 			return
 		}
-		// The client fills in the record; another attempt needs a new one.
-		own := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
-		client.Produce(context.WithoutCancel(ctx), own, func(_ *kgo.Record, err error) { results <- result{i, err} })
+		client.Produce(context.WithoutCancel(ctx), copied(r), func(_ *kgo.Record, err error) { results <- result{i, err} })
 	}
+}
+
+// copied returns a record to send. The client fills it in, so that another attempt
+// needs another one.
+func copied(r *kgo.Record) *kgo.Record {
+	return &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
 }
 
 var errUnconfirmed = errors.New("not acknowledged yet")
@@ -205,6 +239,7 @@ func (p *producer) excludeMissing(ctx context.Context, client *kgo.Client, recor
 		}
 		return
 	}
+	p.learnLimits(ctx, client, found)
 	p.trust(found)
 	for i, r := range records {
 		if r == nil {
@@ -240,19 +275,21 @@ func (p *producer) trust(found map[string]error) {
 	}
 }
 
-// forget has a topic looked up again that was deleted, or deleted and made again:
-// the client would not send to another one of the same name.
-func (p *producer) forget(topic string, err error) {
-	if !errors.Is(err, kerr.UnknownTopicID) && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+// forget has topics looked up again that were deleted, or deleted and made again:
+// the clients would not send to another one of the same name.
+func (p *producer) forget(topics map[string]bool) {
+	if len(topics) == 0 {
 		return
 	}
 	p.mu.Lock()
-	delete(p.topics, topic)
-	clients := []*kgo.Client{p.client, p.single}
-	p.mu.Unlock()
-	for _, client := range clients {
+	defer p.mu.Unlock()
+	names := slices.Collect(maps.Keys(topics))
+	for _, name := range names {
+		delete(p.topics, name)
+	}
+	for _, client := range []*kgo.Client{p.client, p.single} {
 		if client != nil {
-			go client.PurgeTopicsFromProducing(topic) // which may wait for a broker
+			go client.PurgeTopicsFromProducing(names...) // which may wait for a broker
 		}
 	}
 }
@@ -273,10 +310,9 @@ func isRefusal(err error) bool {
 func produceError(client *kgo.Client, r *kgo.Record, err error) error {
 	switch {
 	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
-		limit, _ := client.OptValue(kgo.ProducerBatchMaxBytes).(int32)
-		return fmt.Errorf("%w: its %d bytes are more than the topic's max.message.bytes, or the client's kgo.ProducerBatchMaxBytes of %d: %w", outbox.ErrRefused, size(r), limit, err)
+		return fmt.Errorf("%w: its %d bytes are more than the topic takes, see its max.message.bytes%s: %w", outbox.ErrRefused, size(r), ownLimit(client, r), err)
 	case errors.Is(err, kerr.InvalidRecord):
-		return fmt.Errorf("%w: %w: a topic with cleanup.policy=compact takes only records with a key; set the metadata %q", outbox.ErrRefused, err, outbox.OrderingKeyMetadata)
+		return fmt.Errorf("%w: %w", errKeyless, err)
 	case isRefusal(err):
 		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.TopicAuthorizationFailed):

@@ -45,8 +45,8 @@ var _ message.Publisher = (*Publisher)(nil)
 // Publish publishes messages and waits for all of them. nil means that each is
 // stored. An error names the topic and the first message that failed; others of
 // the call may be stored. Those that wrap outbox.ErrRefused will come again for
-// the same message; after any other, the message may be stored nevertheless, up to
-// 10 seconds later.
+// the same message; after any other, the message may be stored nevertheless, and
+// as late as 20 seconds after, or when a broker that was frozen goes on.
 func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 	if len(messages) == 0 {
 		return nil

@@ -38,11 +38,13 @@ type session struct {
 	resumed chan struct{} // what handlers need is back
 	holding bool          // until then; touched by run alone
 
+	committing sync.Mutex // held by the one who commits
 	mu         sync.Mutex
 	partitions map[int32]*partition
 	order      []*partition // the same, in the order of their turns to hand out
 	offered    *entry       // what run is about to hand out
 	ending     bool         // nothing more is handed out
+	drained    bool         // nothing is waited for any more
 	lines      uint64       // see delivery.Turn
 }
 
@@ -126,6 +128,9 @@ func (s *session) run(ctx context.Context) (end error) {
 		// heads of those who have the partitions now.
 		s.drop(s.all())
 	}
+	s.mu.Lock()
+	s.drained = true
+	s.mu.Unlock()
 	s.leave() // with a last call of revoked, which may still commit
 	s.drop(s.all())
 	s.giveUp()
@@ -221,6 +226,9 @@ func (s *session) leave() {
 // assigned is called by the client before it fetches from new partitions.
 func (s *session) assigned(_ context.Context, client *kgo.Client, added map[string][]int32) {
 	member, _ := client.GroupMetadata()
+	if ids := added[s.topic]; len(ids) > 0 {
+		s.log.Info("oncemill: kafka: got partitions", "topic", s.topic, "group", s.group, "partitions", ids)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range added[s.topic] {
@@ -238,8 +246,9 @@ func (s *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 	if len(ps) == 0 {
 		return
 	}
+	s.log.Info("oncemill: kafka: giving partitions to others", "topic", s.topic, "group", s.group, "partitions", gone[s.topic])
 	s.mu.Lock()
-	drained := s.ending
+	drained := s.drained
 	s.mu.Unlock()
 	if !drained {
 		s.awaitQuiet(ps, min(s.drainTimeout, handoverTimeout))
@@ -253,7 +262,8 @@ func (s *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 func (s *session) lost(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
 	ps := s.retire(gone[s.topic])
 	if len(ps) > 0 {
-		s.log.Warn("oncemill: kafka: partitions are lost, "+goneOn, "topic", s.topic, "partitions", gone[s.topic])
+		s.log.Warn("oncemill: kafka: partitions are lost: "+goneOn+", or its coordinator cannot be reached; what is not committed is delivered again",
+			"topic", s.topic, "group", s.group, "partitions", gone[s.topic])
 	}
 	s.drop(ps)
 }

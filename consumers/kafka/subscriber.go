@@ -86,7 +86,8 @@ type Subscriber struct {
 	// error if it is not.
 	CreateTopic func(topic string) TopicConfig
 
-	// Logger: nil means slog.Default().
+	// Logger hears which partitions come and go, and when something does not work
+	// and works again. nil means slog.Default().
 	Logger *slog.Logger
 
 	mu     sync.Mutex
@@ -158,7 +159,9 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 // Close ends all subscriptions: it hands out nothing more, waits up to
 // DrainTimeout for the messages that are being handled, commits what is
 // finished, leaves the group and closes the channels. It returns once that is
-// done, and returns nil; what was not acknowledged in time is logged.
+// done, and returns nil; what was not acknowledged in time is logged. While the
+// group is rebalancing nothing can be committed; then what was acknowledged since
+// that began is delivered again.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
 	s.closed = true

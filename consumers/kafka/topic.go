@@ -130,7 +130,7 @@ func topicError(topic string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, kerr.UnknownTopicOrPartition):
-		return fmt.Errorf("topic %q does not exist: %w: create it, for example with `kafka-topics.sh --create --topic %s`", topic, err, topic)
+		return fmt.Errorf("topic %q does not exist: create it, for example with `kafka-topics.sh --bootstrap-server HOST:PORT --create --topic %s`, or set Subscriber.CreateTopic (%w)", topic, topic, err)
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
 		return fmt.Errorf("topic %q: %w: this user may not use it, or it does not exist; give the user the rights with kafka-acls.sh", topic, err)
 	}
@@ -154,7 +154,7 @@ func createTopic(ctx context.Context, client *kgo.Client, topic string, cfg Topi
 		one.Configs = append(one.Configs, c)
 	}
 	req.Topics = append(req.Topics, one)
-	resp, err := attempt(ctx, func(ctx context.Context) (*kmsg.CreateTopicsResponse, error) { return req.RequestWith(ctx, client) })
+	resp, err := attempt(ctx, setupTimeout, func(ctx context.Context) (*kmsg.CreateTopicsResponse, error) { return req.RequestWith(ctx, client) })
 	if err != nil {
 		return unreachable(client, err)
 	}

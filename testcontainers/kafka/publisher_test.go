@@ -96,6 +96,19 @@ func TestOnlyTheRowThatIsTooLargeIsRefused(t *testing.T) {
 	}
 }
 
+// What a topic takes is what counts, also if it is more than clients send usually.
+func TestALargeRowIsPublishedWhereTheTopicTakesIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.limit(4_000_000)
+	rows := rowsFor(b.topic, 3)
+	rows[1].Payload = make([]byte, 3_000_000)
+	must(t, errors.Join(b.sink(kgo.ProducerBatchCompression(kgo.NoCompression())).PublishBatch(within(t), rows)...))
+	own := b.sink(kgo.ProducerBatchMaxBytes(100_000)).PublishBatch(within(t), rows)
+	complains(t, own[1], outbox.ErrRefused.Error(), "kgo.ProducerBatchMaxBytes, which is 100000")
+	must(t, errors.Join(own[0], own[2]))
+}
+
 // One row whose topic is missing neither stops the others nor takes long.
 func TestBadRowsDoNotStopTheGoodOnes(t *testing.T) {
 	t.Parallel()
@@ -112,7 +125,7 @@ func TestBadRowsDoNotStopTheGoodOnes(t *testing.T) {
 	for i, err := range sink.PublishBatch(within(t), rows) {
 		switch i {
 		case 2:
-			complains(t, err, "missing-"+b.topic, "does not exist", "kafka-topics.sh --create")
+			complains(t, err, "missing-"+b.topic, "does not exist", "kafka-topics.sh", "--create")
 			if errors.Is(err, outbox.ErrRefused) || errors.Is(err, outbox.ErrUnavailable) {
 				t.Errorf("a missing topic: %v", err)
 			}
@@ -211,6 +224,7 @@ func TestWrongClientsAreRefused(t *testing.T) {
 		"never flushing": {b.connect(kgo.ManualFlushing()), "kgo.ManualFlushing"},
 		"one topic":      {b.connect(kgo.DefaultProduceTopic("other"), kgo.DefaultProduceTopicAlways()), "kgo.DefaultProduceTopicAlways"},
 		"hooks":          {b.connect(kgo.WithHooks(new(onceHook))), "kgo.WithHooks"},
+		"next protocol":  {b.connect(kgo.ServerSideBalancer()), "kgo.ServerSideBalancer"},
 		"consuming":      {b.connect(kgo.ConsumeTopics(b.topic)), "kgo.ConsumeTopics"},
 	} {
 		complains(t, (&kafka.Publisher{Client: test.client}).Publish(b.topic, msg()), "Publisher", test.words)
@@ -275,10 +289,10 @@ func TestABatchLargerThanASegmentIsSplit(t *testing.T) {
 func TestMessagesThatArePublishedAtTheSameTimeAreJudgedAlone(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 1)
-	b.limit(2000)
 	publisher := &kafka.Publisher{Client: b.connect(kgo.ProducerBatchCompression(kgo.NoCompression()))}
 	defer publisher.Close()
 	must(t, publisher.Publish(b.topic, message.NewMessage("u", nil)))
+	b.limit(2000) // of which the client does not know
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	refused := 0
@@ -305,9 +319,9 @@ func TestMessagesThatArePublishedAtTheSameTimeAreJudgedAlone(t *testing.T) {
 func TestARowThatIsTooLargeIsNotHeldAgainstAnotherBatch(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 1)
-	b.limit(300_000)
 	sink := b.sink(kgo.ProducerBatchCompression(kgo.NoCompression()))
 	must(t, sink.PublishBatch(within(t), rowsFor(b.topic, 1))[0])
+	b.limit(300_000) // of which the client does not know
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	refused := 0
@@ -406,5 +420,92 @@ type onceHook struct{ clients int }
 func (h *onceHook) OnNewClient(*kgo.Client) {
 	if h.clients++; h.clients > 1 {
 		panic("duplicate metrics collector registration attempted")
+	}
+}
+
+// A record that is given up while it is judged alone is not held against the next.
+func TestAGivenUpRecordIsNotHeldAgainstTheNextThatIsAlone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.limit(300_000)
+	publisher := &kafka.Publisher{Client: b.connect(kgo.ProducerBatchCompression(kgo.NoCompression()))}
+	defer publisher.Close()
+	must(t, publisher.Publish(b.topic, message.NewMessage("u", nil)))
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	refused := 0
+	var last error
+	stop := time.Now().Add(4 * time.Second)
+	for i := range 12 {
+		all.Go(func() {
+			for n := 0; time.Now().Before(stop); n++ {
+				if i < 2 {
+					msg := message.NewMessage("large", make([]byte, 400_000))
+					ctx, cancel := context.WithTimeout(context.Background(), time.Duration(n%40)*time.Millisecond)
+					msg.SetContext(ctx)
+					_ = publisher.Publish(b.topic, msg)
+					cancel()
+					continue
+				}
+				if err := publisher.Publish(b.topic, message.NewMessage("small", make([]byte, 100))); errors.Is(err, outbox.ErrRefused) {
+					mu.Lock()
+					refused++
+					last = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	all.Wait()
+	if refused > 0 {
+		t.Errorf("%d messages of 100 bytes are refused for good: %v", refused, last)
+	}
+}
+
+// A slowWriter is a hook that has the client rest after each batch that it has sent,
+// as the scheduler may.
+type slowWriter struct{}
+
+func (slowWriter) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
+	if key == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// A row is refused while the next batch of its partition waits to be written. The
+// client then writes an empty one, which Kafka never answers, and the partition
+// stands still until the client gives the answer up. Nothing else may fail for that.
+func TestARefusalDoesNotFailWhatIsSentMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.limit(300_000)
+	sink := b.sink(kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.WithHooks(slowWriter{}))
+	must(t, sink.PublishBatch(within(t), rowsFor(b.topic, 1))[0])
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var failed []error
+	for i := range 5 {
+		all.Go(func() {
+			for n := range 10 {
+				if i == 0 && n == 1 {
+					break
+				}
+				rows := rowsFor(b.topic, 20)
+				if i == 0 {
+					rows[10].Payload = make([]byte, 400_000)
+				}
+				for j, err := range sink.PublishBatch(within(t), rows) {
+					if err != nil && (i > 0 || j != 10) {
+						mu.Lock()
+						failed = append(failed, err)
+						mu.Unlock()
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	if len(failed) > 0 {
+		t.Errorf("%d good rows have failed, the first with %v", len(failed), failed[0])
 	}
 }

@@ -533,7 +533,7 @@ func TestWrongFieldsAreNamed(t *testing.T) {
 		}, b.topic, []string{"kgo.ConsumeTopics"}},
 		"no topic":      {func(*kafka.Subscriber) {}, "", []string{"no topic"}},
 		"bad topic":     {func(*kafka.Subscriber) {}, "a b", []string{`topic "a b"`, "letters"}},
-		"unknown topic": {func(*kafka.Subscriber) {}, "unknown", []string{`topic "unknown" does not exist`, "kafka-topics.sh --create"}},
+		"unknown topic": {func(*kafka.Subscriber) {}, "unknown", []string{`topic "unknown" does not exist`, "kafka-topics.sh", "--create"}},
 	} {
 		s := b.subscriber("g")
 		s.Logger = slog.New(slog.DiscardHandler)
@@ -668,4 +668,111 @@ func TestCloseDoesNotWaitForARebalance(t *testing.T) {
 	if took := time.Since(begun); took > 12*time.Second {
 		t.Errorf("Close took %v", took)
 	}
+}
+
+// A rebalance in the middle of a drain, as when processes of a group are replaced:
+// what is being handled gets its time to end.
+func TestARebalanceDuringADrainWaitsForHandlers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.spread(2, 0, 2, decimal)
+	first := b.subscriber("g")
+	messages := b.subscribe(first)
+	one, other := receive(t, messages), receive(t, messages)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = first.Close()
+	}()
+	<-one.Context().Done() // it drains
+	successor := b.subscribe(b.subscriber("g"))
+	select {
+	case msg := <-successor:
+		t.Errorf("message %s is handed out again while its handler has time left", msg.Payload)
+		msg.Ack()
+	case <-time.After(2500 * time.Millisecond):
+	}
+	one.Ack()
+	other.Ack()
+	<-closed
+	b.awaitCommitted("g", 2)
+	nothing(t, successor, time.Second)
+}
+
+// A commitGate is a logger that brings two commits of one client into an order
+// that they may also have by chance: the first that begins is held up until the
+// second has ended, and the goroutine of the second goes on a moment later.
+type commitGate struct {
+	mu      sync.Mutex
+	armed   bool
+	begun   int
+	ended   int
+	waiting chan struct{}
+	over    chan struct{}
+}
+
+func (g *commitGate) Level() kgo.LogLevel { return kgo.LogLevelDebug }
+
+func (g *commitGate) Log(_ kgo.LogLevel, msg string, _ ...any) {
+	switch msg {
+	case "in CommitOffsetsSync":
+		g.mu.Lock()
+		first := false
+		if g.armed {
+			g.begun++
+			first = g.begun == 1
+		}
+		g.mu.Unlock()
+		if first {
+			close(g.waiting)
+			select {
+			case <-g.over:
+			case <-time.After(3 * time.Second): // the other waits for this one, as it should
+			}
+		}
+	case "left CommitOffsetsSync":
+		g.mu.Lock()
+		second := false
+		if g.armed {
+			g.ended++
+			second = g.ended == 1
+		}
+		g.mu.Unlock()
+		if second {
+			close(g.over)
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+}
+
+// Two commits at the same time: the regular one is slow, and a partition is given
+// away, for which what is finished by then is committed.
+func TestAnOlderCommitDoesNotOvertakeTheLastOne(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.spread(2, 0, 6, decimal)
+	gate := &commitGate{waiting: make(chan struct{}), over: make(chan struct{})}
+	s := b.subscriber("g", kgo.WithLogger(gate))
+	s.CommitInterval = time.Second
+	messages := b.subscribe(s)
+	for range 2 { // the first is committed at once, and then none for a second
+		receive(t, messages).Ack()
+	}
+	gate.mu.Lock()
+	gate.armed = true
+	gate.mu.Unlock()
+	for range 2 {
+		receive(t, messages).Ack()
+	}
+	<-gate.waiting
+	for range 2 {
+		receive(t, messages).Ack()
+	}
+	successor := b.subscribe(b.subscriber("g"))
+	select {
+	case msg := <-successor:
+		t.Fatalf("message %s, which was acknowledged and committed before the handover, comes again", msg.Payload)
+	case <-time.After(4 * time.Second):
+	}
+	b.awaitCommitted("g", 6)
 }
