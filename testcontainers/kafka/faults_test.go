@@ -368,3 +368,26 @@ func TestKafkaAnEvictedMemberDoesNotSetTheNewOwnersOffsetBack(t *testing.T) {
 		t.Errorf("the owner has committed 10, and an evicted member has set it back to %d\n%s", least, log.String())
 	}
 }
+
+// The broker is silent for longer than a commit may take. What was finished
+// meanwhile is committed afterwards, although nothing more is finished.
+func TestKafkaAFailedCommitIsRepeated(t *testing.T) {
+	t.Parallel()
+	server := ownKafka(t)
+	b := benchOn(t, []string{server.Broker()}, 1)
+	b.publish(0, 5)
+	var log logbook
+	s := b.subscriber("g", kgo.SessionTimeout(time.Minute), kgo.HeartbeatInterval(10*time.Second))
+	s.Logger = log.logger()
+	messages := b.subscribe(s)
+	first := receive(t, messages)
+	must(t, server.Freeze())
+	first.Ack()
+	for range 4 {
+		receive(t, messages).Ack()
+	}
+	log.await(t, "cannot commit offsets")
+	must(t, server.Thaw())
+	b.awaitCommitted("g", 5)
+	log.await(t, "committing offsets again")
+}
