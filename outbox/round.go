@@ -280,7 +280,8 @@ func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 		if failed.park {
 			result.Parked++
 			logger.Error("outbox relay: parked a message, it stays in the outbox until somebody deals with it",
-				"id", failed.row.ID, "topic", failed.row.Topic, "uuid", failed.row.UUID, "error", failed.err)
+				"id", failed.row.ID, "topic", failed.row.Topic, "uuid", failed.row.UUID, "error", failed.err,
+				"remedy", "README, Parked messages")
 			continue
 		}
 		result.Deferred++

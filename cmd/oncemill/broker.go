@@ -9,6 +9,7 @@ import (
 
 // A broker is where the relay publishes to, connected.
 type broker struct {
+	name  string // for people
 	sink  outbox.Sink
 	ready func() error // nil while the broker is there, else what is wrong
 	close func()

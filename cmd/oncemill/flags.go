@@ -46,7 +46,7 @@ func (f *flags) read(args []string, env environment) error {
 		if errors.Is(err, flag.ErrHelp) {
 			return err
 		}
-		return usageError{err}
+		return usagef("%s", strings.Replace(err.Error(), " flag -", " flag --", 1)) // as the help writes it
 	}
 	if f.set.NArg() > 0 {
 		return usagef("takes flags only, but was given %d other arguments (a flag's value follows it as --name value or --name=value)", f.set.NArg())

@@ -108,6 +108,7 @@ func (o kafkaOptions) connect(ctx context.Context, options []kgo.Opt, logger *sl
 	}
 	sink := &kafka.Sink{Client: client}
 	return &broker{
+		name:  "Kafka at " + watch.brokers,
 		sink:  sink,
 		ready: watch.ready,
 		close: func() {

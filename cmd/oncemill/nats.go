@@ -49,6 +49,7 @@ func (o natsOptions) check(logger *slog.Logger) (connect func(context.Context) (
 			return nil, err
 		}
 		return &broker{
+			name: "NATS at " + conn.ConnectedUrlRedacted(),
 			sink: &jetstream.Sink{Conn: conn},
 			ready: func() error {
 				if !conn.IsConnected() {
@@ -132,7 +133,7 @@ func unreadable(flagName string, err error) error {
 func (o natsOptions) connect(options []nats.Option) (*nats.Conn, error) {
 	conn, err := nats.Connect(*o.url, options...)
 	if err != nil {
-		return nil, fmt.Errorf("cannot connect to NATS at %s: %w (check --nats-url, the credentials and that the server runs)", redacted(*o.url), err)
+		return nil, fmt.Errorf("cannot connect to NATS at %s: %w (check --nats-url, the credentials and that the server runs; for Kafka give --kafka-brokers)", redacted(*o.url), err)
 	}
 	return conn, nil
 }

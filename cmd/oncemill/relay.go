@@ -85,6 +85,7 @@ func (o relayOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err := relay.Check(ctx); err != nil {
 		return err
 	}
+	logger = logger.With("broker", broker.name)
 	return serve(ctx, *o.http, probes(ctx, relay, broker), logger, relay.Run)
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -32,7 +33,7 @@ func main() {
 	db.SetMaxIdleConns(32)
 	client := must(kgo.NewClient(kgo.SeedBrokers(strings.Split(os.Getenv("KAFKA_BROKERS"), ",")...)))
 	inbox := &oncemill.Inbox{DB: db}
-	router := must(message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.Default())))
+	router := must(message.NewRouter(message.RouterConfig{CloseTimeout: 35 * time.Second}, watermill.NewSlogLogger(slog.Default())))
 	check(consumers.Stack{Once: middleware.Once{Inbox: inbox}}.Apply(ctx, router))
 
 	orders := &kafka.Subscriber{Client: client, Group: "billing"}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -31,7 +32,7 @@ func main() {
 	db.SetMaxIdleConns(32)
 	nc := must(nats.Connect(os.Getenv("NATS_URL"), nats.MaxReconnects(-1)))
 	inbox := &oncemill.Inbox{DB: db}
-	router := must(message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.Default())))
+	router := must(message.NewRouter(message.RouterConfig{CloseTimeout: 35 * time.Second}, watermill.NewSlogLogger(slog.Default())))
 	check(consumers.Stack{Once: middleware.Once{Inbox: inbox}}.Apply(ctx, router))
 
 	orders := &jetstream.Subscriber{Conn: nc, Group: "billing"}
