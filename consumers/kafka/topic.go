@@ -61,8 +61,11 @@ func checkGroup(group string) error {
 // ensureTopic finds a topic, or creates it if create is not nil.
 func ensureTopic(ctx context.Context, client *kgo.Client, topic string, create func(topic string) TopicConfig) error {
 	err := findTopic(ctx, client, topic)
-	if create == nil || !errors.Is(err, kerr.UnknownTopicOrPartition) {
+	switch {
+	case !errors.Is(err, kerr.UnknownTopicOrPartition):
 		return err
+	case create == nil:
+		return fmt.Errorf("%w; or set Subscriber.CreateTopic", err)
 	}
 	if err := createTopic(ctx, client, topic, create(topic)); err != nil {
 		return fmt.Errorf("create the topic: %w", err)
@@ -130,7 +133,7 @@ func topicError(topic string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, kerr.UnknownTopicOrPartition):
-		return fmt.Errorf("topic %q does not exist: create it, for example with `kafka-topics.sh --bootstrap-server HOST:PORT --create --topic %s`, or set Subscriber.CreateTopic (%w)", topic, topic, err)
+		return fmt.Errorf("topic %q does not exist: create it, for example with `kafka-topics.sh --bootstrap-server HOST:PORT --create --topic %s` (%w)", topic, topic, err)
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
 		return fmt.Errorf("topic %q: %w: this user may not use it, or it does not exist; give the user the rights with kafka-acls.sh", topic, err)
 	}
