@@ -39,7 +39,7 @@
 //	                                  for lost: contexts end, handlers inside Once go on, and
 //	                                  what is not committed is delivered again
 //	the topic is deleted, made anew   noticed; read from its beginning, and its messages are
-//	                                  not mistaken for old ones (Kafka 4.1 and later; before,
+//	                                  not mistaken for old ones (Kafka 4.2 and later; before,
 //	                                  stop the group while you do that). CreateTopic, if it is
 //	                                  set, makes it anew
 //	a partition loses its last        read again from where it was cut off, or where the brokers
