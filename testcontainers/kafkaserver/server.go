@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -278,17 +277,7 @@ func (s *Server) logTail() string {
 
 // Stop shuts the server down, which takes 2 seconds. The topics stay. It does
 // nothing if the server is not running.
-func (s *Server) Stop() error {
-	_ = s.process.Thaw() // a frozen process cannot shut down
-	err := s.process.Signal(syscall.SIGTERM)
-	if errors.Is(err, process.ErrNotRunning) {
-		return nil
-	}
-	if err == nil && s.process.Wait(stopLimit) {
-		return nil
-	}
-	return errors.Join(err, s.process.Kill())
-}
+func (s *Server) Stop() error { return s.process.Stop(stopLimit) }
 
 // Restart stops the server and starts it again, on the same port and the same
 // topics.
@@ -330,11 +319,7 @@ func (s *Server) KeepRunning(ctx context.Context) error {
 // KillCommand returns a command that kills the server with SIGKILL from outside,
 // for test suites that want such a command. While KeepRunning runs it amounts to
 // a restart, and can be used many times.
-func (s *Server) KillCommand() []string {
-	// Soon after another kill the file may still name the process before.
-	const script = `for try in 1 2 3 4 5 6 7 8 9 10; do kill -KILL "$(cat "$1")" && exit; sleep 0.2; done 2>/dev/null; exit 1`
-	return []string{"/bin/sh", "-c", script, "sh", s.pidFile()}
-}
+func (s *Server) KillCommand() []string { return process.KillCommand(s.pidFile()) }
 
 // Close kills the server and removes its directory if that is a temporary one.
 // Calling it again does nothing.

@@ -244,6 +244,27 @@ func (p *Process) Wait(limit time.Duration) bool {
 	return true
 }
 
+// Stop ends the program with SIGTERM, which it may take a while to follow, and with
+// SIGKILL when the limit is over. It does nothing if the program has ended.
+func (p *Process) Stop(limit time.Duration) error {
+	_ = p.Thaw() // a frozen process cannot shut down
+	err := p.Signal(syscall.SIGTERM)
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	if err == nil && p.Wait(limit) {
+		return nil
+	}
+	return errors.Join(err, p.Kill())
+}
+
+// KillCommand returns a command that kills the process in a pid file with SIGKILL.
+func KillCommand(pidFile string) []string {
+	// Soon after another kill the file may still name the process before.
+	const script = `for try in 1 2 3 4 5 6 7 8 9 10; do kill -KILL "$(cat "$1")" && exit; sleep 0.2; done 2>/dev/null; exit 1`
+	return []string{"/bin/sh", "-c", script, "sh", pidFile}
+}
+
 // Kill ends the program and the processes that it has forked with SIGKILL, and
 // returns when all of them are gone. It does nothing if the program has ended.
 func (p *Process) Kill() error {
