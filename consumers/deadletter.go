@@ -99,8 +99,10 @@ func deadLetterOf(msg *message.Message, g grave) *message.Message {
 	if info.Position != "" {
 		letter.Metadata.Set(DeadPosition, info.Position)
 	}
-	for part, value := range info.Place {
-		letter.Metadata.Set(deadPlace+part, value)
+	if info.Place != nil {
+		for part, value := range info.Place() {
+			letter.Metadata.Set(deadPlace+part, value)
+		}
 	}
 	// Two consumers may give up the same message. Whoever handles the letters
 	// should not take one of them for a duplicate of the other.

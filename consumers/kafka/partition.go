@@ -47,7 +47,7 @@ type partition struct {
 
 	retired bool          // nothing of it is handed out any more
 	gone    bool          // dropped: what becomes of its messages is of no interest
-	quiet   chan struct{} // closed when nothing is running, once it is retired
+	quiet   chan struct{} // closed when nothing is running, while that is waited for
 }
 
 // A lane is a line of entries that are handled one after another.
@@ -326,13 +326,13 @@ func (s *session) retire(ids []int32) (ps []*partition) {
 }
 
 // awaitQuiet waits until no message of some partitions is being handled, or the
-// limit is over. It returns how many are left.
+// limit is over. It returns how many are left. Nothing more of them may be handed
+// out: they are retired, or the session is ending.
 func (s *session) awaitQuiet(ps []*partition, limit time.Duration) (left int) {
 	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
 	for _, p := range ps {
 		s.mu.Lock()
-		p.retired = true
 		if p.running > 0 && p.quiet == nil {
 			p.quiet = make(chan struct{})
 		}
@@ -388,7 +388,7 @@ func (s *session) with(ctx context.Context, e *entry) context.Context {
 	ctx = context.WithValue(ctx, contextKey{}, d)
 	info := delivery.Info{
 		Position: d.position(),
-		Place:    d.place(),
+		Place:    d.place,
 		Hold:     s.hold,
 	}
 	if s.maxInFlight == 1 || e.record.Key != nil {

@@ -17,8 +17,9 @@ type Info struct {
 	Position string
 
 	// Place says the same for people, by parts such as "partition" and "offset".
-	// It is noted on dead letters. nil: there is nothing to add to Position.
-	Place map[string]string
+	// It is noted on dead letters, and asked for only then. nil: there is nothing
+	// to add to Position.
+	Place func() map[string]string
 
 	// Turn is the message's turn among those that must take effect in order.
 	// nil: they need not.
