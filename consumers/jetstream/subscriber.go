@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -95,9 +94,7 @@ type Subscriber struct {
 	// Logger: nil means slog.Default().
 	Logger *slog.Logger
 
-	mu     sync.Mutex
-	closed bool
-	subs   map[*subscription]struct{}
+	subs delivery.Registry
 }
 
 var (
@@ -125,22 +122,9 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	if err != nil {
 		return nil, fmt.Errorf("oncemill: jetstream: subscribe to %q: %w", topic, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if !s.subs.Go(sub.stop, func() { sub.run(ctx, src) }) {
 		return nil, ErrClosed // the server forgets a consumer without a group by itself
 	}
-	if s.subs == nil {
-		s.subs = make(map[*subscription]struct{})
-	}
-	s.subs[sub] = struct{}{}
-	go func() {
-		sub.run(ctx, src)
-		s.mu.Lock()
-		delete(s.subs, sub)
-		s.mu.Unlock()
-		close(sub.done)
-	}()
 	return sub.out, nil
 }
 
@@ -170,19 +154,7 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 // channels. It returns once that is done, and returns nil; what was not
 // acknowledged in time is logged.
 func (s *Subscriber) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	subs := make([]*subscription, 0, len(s.subs))
-	for sub := range s.subs {
-		subs = append(subs, sub)
-	}
-	s.mu.Unlock()
-	for _, sub := range subs {
-		sub.stopOnce.Do(func() { close(sub.stop) })
-	}
-	for _, sub := range subs {
-		<-sub.done
-	}
+	s.subs.Close()
 	return nil
 }
 
@@ -198,10 +170,7 @@ func (s *Subscriber) prepare(topic string) (*subscription, error) {
 	if err := checkSubject(topic, true); err != nil {
 		return fail(err)
 	}
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+	if s.subs.Closed() {
 		return nil, ErrClosed
 	}
 	return newSubscription(set, topic), nil

@@ -24,11 +24,9 @@ type subscription struct {
 	topic string
 	name  string // of the consumer, where there is no group
 
-	out      chan *message.Message
-	stop     chan struct{} // closed by Close
-	stopOnce sync.Once
-	ending   chan struct{} // closed when nothing more is handed out
-	done     chan struct{} // closed when all is over
+	out    chan *message.Message
+	stop   chan struct{} // closed by Close
+	ending chan struct{} // closed when nothing more is handed out
 
 	// What the connection delivers.
 	incoming chan *nats.Msg
@@ -62,7 +60,6 @@ func newSubscription(set settings, topic string) *subscription {
 		out:      make(chan *message.Message),
 		stop:     make(chan struct{}),
 		ending:   make(chan struct{}),
-		done:     make(chan struct{}),
 		incoming: make(chan *nats.Msg, set.maxInFlight+256), // nats.go drops what there is no room for
 		drained:  make(chan *pull, maxPulls),
 		released: make(chan *lease),

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -90,9 +89,7 @@ type Subscriber struct {
 	// and works again. nil means slog.Default().
 	Logger *slog.Logger
 
-	mu     sync.Mutex
-	closed bool
-	subs   map[*subscription]struct{}
+	subs delivery.Registry
 }
 
 var (
@@ -121,23 +118,10 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	if err != nil {
 		return nil, fmt.Errorf("oncemill: kafka: subscribe to %q: %w", topic, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if !s.subs.Go(sub.stop, func() { sub.run(ctx, session) }) {
 		session.leave()
 		return nil, ErrClosed
 	}
-	if s.subs == nil {
-		s.subs = make(map[*subscription]struct{})
-	}
-	s.subs[sub] = struct{}{}
-	go func() {
-		sub.run(ctx, session)
-		s.mu.Lock()
-		delete(s.subs, sub)
-		s.mu.Unlock()
-		close(sub.done)
-	}()
 	return sub.out, nil
 }
 
@@ -163,19 +147,7 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 // group is rebalancing nothing can be committed; then what was acknowledged since
 // that began is delivered again.
 func (s *Subscriber) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	subs := make([]*subscription, 0, len(s.subs))
-	for sub := range s.subs {
-		subs = append(subs, sub)
-	}
-	s.mu.Unlock()
-	for _, sub := range subs {
-		sub.stopOnce.Do(func() { close(sub.stop) })
-	}
-	for _, sub := range subs {
-		<-sub.done
-	}
+	s.subs.Close()
 	return nil
 }
 
@@ -188,9 +160,7 @@ func (s *Subscriber) prepare(topic string) (*subscription, error) {
 	if err != nil {
 		return nil, fmt.Errorf("oncemill: kafka: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if s.subs.Closed() {
 		return nil, ErrClosed
 	}
 	return newSubscription(set, topic), nil

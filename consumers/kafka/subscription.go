@@ -3,7 +3,6 @@ package kafka
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -28,10 +27,8 @@ type subscription struct {
 	settings
 	topic string
 
-	out      chan *message.Message
-	stop     chan struct{} // closed by Close
-	stopOnce sync.Once
-	done     chan struct{} // closed when all is over
+	out  chan *message.Message
+	stop chan struct{} // closed by Close
 
 	holds chan func(context.Context) error
 }
@@ -42,7 +39,6 @@ func newSubscription(set settings, topic string) *subscription {
 		topic:    topic,
 		out:      make(chan *message.Message),
 		stop:     make(chan struct{}),
-		done:     make(chan struct{}),
 		holds:    make(chan func(context.Context) error, 1),
 	}
 }
