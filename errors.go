@@ -51,6 +51,10 @@ var (
 	// ErrNested means that Once was called inside of another Once.
 	ErrNested = errors.New("a transaction is already in the context: call Once once per message, outermost")
 
+	// ErrNoClaim means that a handler that makes effects outside of Postgres runs
+	// without a claim.
+	ErrNoClaim = errors.New("no claim in the context: is middleware.Guard on the router?")
+
 	// ErrIdle means that a handler has done nothing in its transaction for so
 	// long that Postgres has ended it: longer than Inbox.IdleTimeout.
 	ErrIdle = errors.New("no statement for longer than Inbox.IdleTimeout: Postgres has ended the transaction")

@@ -1,0 +1,62 @@
+package oncemill
+
+import "errors"
+
+// A Verdict says what is known of an effect outside of Postgres.
+type Verdict string
+
+const (
+	// Unknown: nobody knows yet whether it happened. It is what an error means
+	// that does not say otherwise.
+	Unknown Verdict = ""
+
+	// Happened: the effect is there.
+	Happened Verdict = "happened"
+
+	// NotHappened: the effect did not happen and can no longer happen by itself.
+	// It may be tried again.
+	NotHappened Verdict = "not happened"
+
+	// Never: the effect did not happen, and trying again cannot help: the provider
+	// has refused it for good.
+	Never Verdict = "never"
+)
+
+// An EffectError is an error of a handler that knows what became of its effect.
+// Return one where it is certain, and a plain error where it is not: after a lost
+// reply, a timeout, or a status that a provider also gives after it has done the
+// work. VerdictOf finds it wherever it is wrapped.
+type EffectError interface {
+	error
+	EffectVerdict() Verdict
+}
+
+type effectError struct {
+	error
+	verdict Verdict
+}
+
+func (e effectError) EffectVerdict() Verdict { return e.verdict }
+func (e effectError) Unwrap() error          { return e.error }
+
+// DidNotHappen marks err, which must not be nil, as one after which the effect
+// certainly did not happen. The claim is released, and the message delivered again.
+func DidNotHappen(err error) error { return effectError{err, NotHappened} }
+
+// NeverWill marks err, which must not be nil, as one after which the effect did not
+// happen and never will. The claim is settled as Failed, and the message
+// acknowledged.
+func NeverWill(err error) error { return effectError{err, Never} }
+
+// VerdictOf returns what err says about the effect: Unknown if it says nothing,
+// Happened if err is nil.
+func VerdictOf(err error) Verdict {
+	if err == nil {
+		return Happened
+	}
+	var e EffectError
+	if errors.As(err, &e) {
+		return e.EffectVerdict()
+	}
+	return Unknown
+}

@@ -1,0 +1,104 @@
+package oncemill
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"sync"
+	"time"
+)
+
+// A Claim is the right to make one effect outside of Postgres, for as long as its
+// lease lasts. Get one from Consumer.Claim, make the effect, then call exactly one
+// of Settle, Fail, Release and Doubt. A claim that is not ended is in doubt once
+// its lease is over.
+//
+// The methods that end a claim may be called again after an error: what an earlier
+// call has done counts as done.
+type Claim struct {
+	consumer *Consumer
+	d        *delivered
+	token    int64
+	attempt  int
+	first    time.Time
+	amount   amount
+
+	mu       sync.Mutex
+	deadline time.Time // monotonic: when the effect has to be over
+	result   []byte
+	onSettle []func(ctx context.Context, tx Tx) error
+}
+
+// Key returns the idempotency key, as it was given to Consumer.Claim.
+func (c *Claim) Key() string { return c.d.key }
+
+// Consumer returns the name in which the key is claimed.
+func (c *Claim) Consumer() string { return c.consumer.name }
+
+// Token returns the fencing token of this attempt. Tokens grow over all claims of a
+// schema and none comes twice.
+func (c *Claim) Token() int64 { return c.token }
+
+// Attempt counts the attempts under this claim, from 1. A claim that was released
+// is forgotten, and the next one counts from 1 again.
+func (c *Claim) Attempt() int { return c.attempt }
+
+// FirstClaimed returns when the first attempt was claimed, by Postgres's clock.
+func (c *Claim) FirstClaimed() time.Time { return c.first }
+
+// Deadline returns when the effect has to be over: somewhat before the lease is.
+// It is on this process's monotonic clock, measured from before the claim was sent.
+func (c *Claim) Deadline() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline
+}
+
+// ProviderKey returns the key to give a provider as its idempotency key, or as the
+// caller's own id of the effect. It is the same for all attempts at the same key of
+// the same consumer, in every process and for ever: "om-" and 40 hexadecimal digits
+// that tell nothing of the key.
+func (c *Claim) ProviderKey() string { return ProviderKey(c.consumer.name, c.d.key) }
+
+// ProviderKey returns what Claim.ProviderKey does, for code that has no claim, such
+// as one that asks a provider what became of an effect. Installations that share an
+// account at a provider must not have consumers of the same name.
+func ProviderKey(consumer, key string) string {
+	h := sha256.New()
+	h.Write([]byte(consumer))
+	h.Write([]byte{0}) // no consumer's name contains it
+	h.Write([]byte(key))
+	return "om-" + hex.EncodeToString(h.Sum(nil)[:20])
+}
+
+// SetResult sets what Settle stores if it is given no result of its own.
+func (c *Claim) SetResult(result []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.result = result
+}
+
+// OnSettle has fn run in the transaction that settles the claim: rows that are to be
+// there if and only if the effect is. Functions run in the order in which they were
+// given, before the one that is given to Settle.
+func (c *Claim) OnSettle(fn func(ctx context.Context, tx Tx) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.onSettle = append(c.onSettle, fn)
+}
+
+type claimKey struct{}
+
+// ClaimFromContext returns the claim under which a handler makes its effect: what
+// middleware.Guard has put into its message's context. Without one, ok is false, and
+// a handler should return ErrNoClaim and do nothing.
+func ClaimFromContext(ctx context.Context) (claim *Claim, ok bool) {
+	claim, ok = ctx.Value(claimKey{}).(*Claim)
+	return claim, ok
+}
+
+// ContextWithClaim returns ctx with a claim in it, as Guard would hand it to a
+// handler.
+func ContextWithClaim(ctx context.Context, claim *Claim) context.Context {
+	return context.WithValue(ctx, claimKey{}, claim)
+}
