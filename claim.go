@@ -18,6 +18,8 @@ const (
 	Settled Outcome = "settled"
 	// Dead: the message was given up and a dead letter committed with the claim.
 	Dead Outcome = "dead"
+	// Failed: an effect outside of Postgres did not happen and never will.
+	Failed Outcome = "failed"
 )
 
 // clockMargin is how far apart the clocks of the broker and of Postgres may be.
@@ -35,7 +37,7 @@ type claimed struct {
 
 // settledClaim is a claim that another transaction has committed.
 type settledClaim struct {
-	outcome     Outcome
+	outcome     Outcome // "": it is guarded, and not settled yet
 	fingerprint []byte
 }
 
@@ -66,7 +68,7 @@ FROM session, (SELECT count(*) AS n FROM won) AS won`
 // existingSQL reads the claim that kept claimSQL from inserting. It has to be a
 // statement of its own: one that waited for the other transaction still has the
 // snapshot from before that transaction's end.
-const existingSQL = `SELECT outcome, fingerprint FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+const existingSQL = `SELECT COALESCE(outcome, ''), fingerprint FROM {schema}.claims WHERE consumer = $1 AND key = $2`
 
 // watermarkSQL too needs a snapshot taken after the claim was inserted: then
 // whoever purged an older claim of this key has committed the watermark before.
@@ -133,6 +135,8 @@ func readClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) (*
 		return nil, err
 	case d.opts.Fingerprint != nil && c.fingerprint != nil && !bytes.Equal(d.opts.Fingerprint, c.fingerprint):
 		return nil, ErrKeyReused
+	case c.outcome == "":
+		return nil, fmt.Errorf("%w: the claim of an effect that is not settled", ErrInFlight)
 	}
 	return &c, nil
 }

@@ -27,6 +27,25 @@ var (
 	// this moment. A later delivery will find out how that ended.
 	ErrInFlight = errors.New("idempotency key is being handled by another delivery")
 
+	// ErrSettled means that the effect of the key has happened, or never will: see
+	// Error.Held for which, and for the result.
+	ErrSettled = errors.New("idempotency key is settled")
+
+	// ErrInDoubt means that an attempt at the effect has ended and nobody knows
+	// whether it happened.
+	ErrInDoubt = errors.New("effect is in doubt")
+
+	// ErrFenced means that a claim is no longer its caller's: it was taken over, or
+	// released.
+	ErrFenced = errors.New("claim was taken over")
+
+	// ErrLeaseOver is the cause for which an effect's context ends when the lease is
+	// about to.
+	ErrLeaseOver = errors.New("lease of the claim is about to end")
+
+	// ErrResultTooLarge means that a result has more than MostResult bytes.
+	ErrResultTooLarge = errors.New("result is too large")
+
 	// ErrTooOld means that the message is older than the claims that the purge
 	// has left, so that nobody can tell whether it was handled before. It is
 	// not run.
@@ -77,16 +96,23 @@ var (
 	ErrSchema = dbcheck.ErrSchema
 )
 
-// An Op says how far Once had come when it failed.
+// An Op says what failed: how far Once or Claim had come, or which method of a Claim
+// it was.
 type Op string
 
-// The steps of Once, in their order.
+// The steps of Once and Claim, in their order, and what ends a claim.
 const (
 	OpKey     Op = "key"     // before anything was sent to the database
 	OpBegin   Op = "begin"   // opening the transaction
 	OpClaim   Op = "claim"   // claiming the key in it
 	OpHandler Op = "handler" // running the function
 	OpCommit  Op = "commit"  // committing; the outcome may be unknown
+	OpExtend  Op = "extend"
+	OpSettle  Op = "settle"
+	OpFail    Op = "fail"
+	OpRelease Op = "release"
+	OpDoubt   Op = "doubt"
+	OpResolve Op = "resolve"
 )
 
 // An Error is what every method of a Consumer returns. errors.Is finds the
@@ -96,6 +122,11 @@ type Error struct {
 	Consumer string
 	Key      string // as the caller gave it
 	Err      error
+
+	// Held is the claim by which the key is taken, with ErrSettled, ErrInFlight,
+	// ErrInDoubt, ErrFenced and ErrKeyReused, where it is known. With ErrSettled it
+	// has what the claim was settled with.
+	Held *Held
 }
 
 // Error says what failed, for which consumer and key. A key longer than 100

@@ -58,16 +58,18 @@ func (c *Claim) Deadline() time.Time {
 // caller's own id of the effect. It is the same for all attempts at the same key of
 // the same consumer, in every process and for ever: "om-" and 40 hexadecimal digits
 // that tell nothing of the key.
-func (c *Claim) ProviderKey() string { return ProviderKey(c.consumer.name, c.d.key) }
+func (c *Claim) ProviderKey() string { return providerKey(c.consumer.name, c.d.stored) }
 
 // ProviderKey returns what Claim.ProviderKey does, for code that has no claim, such
 // as one that asks a provider what became of an effect. Installations that share an
 // account at a provider must not have consumers of the same name.
-func ProviderKey(consumer, key string) string {
+func ProviderKey(consumer, key string) string { return providerKey(consumer, storedKey(key)) }
+
+func providerKey(consumer, stored string) string {
 	h := sha256.New()
 	h.Write([]byte(consumer))
 	h.Write([]byte{0}) // no consumer's name contains it
-	h.Write([]byte(key))
+	h.Write([]byte(stored))
 	return "om-" + hex.EncodeToString(h.Sum(nil)[:20])
 }
 

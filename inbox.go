@@ -53,6 +53,15 @@ type Inbox struct {
 	// in between holds its key until the connection breaks. 0 means 1 minute.
 	IdleTimeout time.Duration
 
+	// Lease is how long a claim of an effect outside of Postgres may stay unsettled
+	// before it is in doubt: see Consumer.Claim. It has to be longer than the effect
+	// takes. 0 means 1 minute.
+	Lease time.Duration
+
+	// EventRetention is how long Run keeps the events of guarded claims. 0 means 90
+	// days.
+	EventRetention time.Duration
+
 	// DrainTimeout is how long a function that has begun may go on after its
 	// context was cancelled, as Watermill's router does with all messages when
 	// it closes. 0 means 20 seconds, which is less than the 30 seconds that the
@@ -82,7 +91,13 @@ type Observer struct {
 	// Duplicate is called for a message that was handled before.
 	Duplicate func(ctx context.Context, consumer, key string)
 
-	// Failed is called with whatever error Once is about to return.
+	// InDoubt is called when the effect of a guarded claim comes to be in doubt, and
+	// Resolved when a Resolver has found out what became of it.
+	InDoubt  func(ctx context.Context, consumer, key, reason string)
+	Resolved func(ctx context.Context, consumer, key string, verdict Verdict)
+
+	// Failed is called with whatever error Once, Claim or a method of a Claim is about
+	// to return.
 	Failed func(ctx context.Context, err *Error)
 
 	// Purged is called after Run or Purge has deleted claims of a consumer.
@@ -135,6 +150,8 @@ func (in *Inbox) setUp() {
 	in.LockWait = orDefault(in.LockWait, 2*time.Second)
 	in.IdleTimeout = orDefault(in.IdleTimeout, time.Minute)
 	in.DrainTimeout = orDefault(in.DrainTimeout, 20*time.Second)
+	in.Lease = orDefault(in.Lease, time.Minute)
+	in.EventRetention = orDefault(in.EventRetention, 90*24*time.Hour)
 	if in.Observer == nil {
 		in.Observer = new(Observer)
 	}
@@ -162,6 +179,8 @@ func (in *Inbox) validate() error {
 		{"LockWait", in.LockWait, time.Millisecond, mostSetting},
 		{"IdleTimeout", in.IdleTimeout, time.Millisecond, mostSetting},
 		{"DrainTimeout", in.DrainTimeout, time.Millisecond, 0},
+		{"Lease", in.Lease, leastLease, mostLease},
+		{"EventRetention", in.EventRetention, leastRetention, 0},
 	} {
 		if field.value != 0 && field.value < field.least {
 			return fmt.Errorf("oncemill: Inbox.%s is %v: must be at least %v, or 0 for the default", field.name, field.value, field.least)

@@ -10,22 +10,6 @@ import (
 	"github.com/oncemill/oncemill/internal/txn"
 )
 
-// ClaimOptions says more about a message than its key.
-type ClaimOptions struct {
-	// Fingerprint identifies what the message says, such as a hash of its
-	// payload. The same key with another fingerprint is refused with
-	// ErrKeyReused. nil: not compared.
-	Fingerprint []byte
-
-	// Origin is when the message was first written. A message from before what
-	// the purge has deleted is refused with ErrTooOld, if it has no claim. Zero:
-	// not known, never refused.
-	Origin time.Time
-
-	// Outcome is what the claim is settled as. "" means Settled.
-	Outcome Outcome
-}
-
 // delivered is one delivery of a message to a consumer.
 type delivered struct {
 	consumer string
@@ -54,12 +38,23 @@ func (d *delivered) failed(op Op, err error) *Error {
 	case state == "" || op == OpBegin:
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return &Error{Op: op, Consumer: d.consumer, Key: d.key, Err: markUnavailable(err)}
+	return d.invalid(op, markUnavailable(err))
+}
+
+// invalid is for what a caller has given, and for what failed otherwise.
+func (d *delivered) invalid(op Op, err error) *Error {
+	e := &Error{Op: op, Consumer: d.consumer, Key: d.key, Err: err}
+	var held *heldError
+	if errors.As(err, &held) {
+		e.Held = held.held
+	}
+	return e
 }
 
 func isOwn(err error) bool {
 	for _, own := range []error{
 		ErrInFlight, ErrKeyReused, ErrTooOld, ErrUnavailable, ErrDrained, context.Canceled, context.DeadlineExceeded,
+		ErrSettled, ErrInDoubt, ErrFenced,
 	} {
 		if errors.Is(err, own) {
 			return true
@@ -101,17 +96,8 @@ func (c *Consumer) OnceWith(ctx context.Context, key string, opts ClaimOptions, 
 
 func (in *Inbox) once(ctx context.Context, d *delivered, fn func(context.Context, Tx) error) *Error {
 	start := time.Now()
-	if d.key == "" {
-		return d.failed(OpKey, ErrNoKey)
-	}
-	if o := d.outcome(); o != Settled && o != Dead {
-		return d.failed(OpKey, fmt.Errorf("ClaimOptions.Outcome is %q: must be Settled or Dead", o))
-	}
-	if _, nested := txn.From(ctx); nested {
-		return d.failed(OpKey, ErrNested)
-	}
-	if err := ctx.Err(); err != nil { // given back before it began
-		return d.failed(OpKey, err)
+	if err := d.enterable(ctx, d.opts.checkOnce()); err != nil {
+		return err
 	}
 	leave, err := in.flights.enter(ctx, flight{d.consumer, d.stored}, in.LockWait)
 	if err != nil {
@@ -138,6 +124,22 @@ func (in *Inbox) once(ctx context.Context, d *delivered, fn func(context.Context
 		return nil
 	}
 	return d.failed(OpClaim, ErrInFlight)
+}
+
+// enterable checks what needs no database.
+func (d *delivered) enterable(ctx context.Context, options error) *Error {
+	_, nested := txn.From(ctx)
+	switch {
+	case d.key == "":
+		return d.failed(OpKey, ErrNoKey)
+	case options != nil:
+		return d.failed(OpKey, options)
+	case nested:
+		return d.failed(OpKey, ErrNested)
+	case ctx.Err() != nil: // given back before it began
+		return d.failed(OpKey, ctx.Err())
+	}
+	return nil
 }
 
 // detach returns a context with the values of ctx that outlives it: by

@@ -78,6 +78,9 @@ func (in *Inbox) purge(ctx context.Context, consumer string) (claims int64, err 
 	if _, err := inBatches(func() (int64, error) { return in.purgeErrors(ctx, consumer) }); err != nil {
 		return claims, err
 	}
+	if _, err := inBatches(func() (int64, error) { return in.purgeEvents(ctx, consumer) }); err != nil {
+		return claims, err
+	}
 	if claims > 0 && in.Observer.Purged != nil {
 		in.Observer.Purged(ctx, consumer, claims)
 	}
@@ -136,4 +139,18 @@ DELETE FROM {schema}.handler_errors WHERE ctid = ANY (ARRAY(
 	LIMIT $3
 	FOR UPDATE SKIP LOCKED))`,
 		consumer, in.Retention.Microseconds(), purgeBatch)
+}
+
+// purgeEvents forgets, one batch at a time, the events that are older than
+// EventRetention, but for those of claims that are not settled yet.
+func (in *Inbox) purgeEvents(ctx context.Context, consumer string) (int64, error) {
+	return in.exec(ctx, `
+DELETE FROM {schema}.events WHERE ctid = ANY (ARRAY(
+	SELECT e.ctid FROM {schema}.events e
+	WHERE e.consumer = $1 AND e.at < now() - $2 * interval '1 microsecond'
+		AND NOT EXISTS (SELECT FROM {schema}.claims c WHERE c.consumer = e.consumer AND c.key = e.key AND c.settled_at IS NULL)
+	ORDER BY e.at
+	LIMIT $3
+	FOR UPDATE OF e SKIP LOCKED))`,
+		consumer, in.EventRetention.Microseconds(), purgeBatch)
 }

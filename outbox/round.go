@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/metadata"
 )
 
 // round publishes one batch. more means that there may be further rows that are
@@ -181,9 +183,9 @@ func (l *loop) fetch(ctx context.Context, tx *sql.Tx) (*fetched, error) {
 // scan adds one row. batch is how many rows the statement may lock.
 func (f *fetched) scan(rows *sql.Rows, batch int) error {
 	var row Row
-	var metadata []byte
+	var encoded []byte
 	var locked int
-	err := rows.Scan(&row.ID, &row.DedupID, &row.Topic, &row.UUID, &metadata, &row.OrderingKey, &row.Payload,
+	err := rows.Scan(&row.ID, &row.DedupID, &row.Topic, &row.UUID, &encoded, &row.OrderingKey, &row.Payload,
 		&row.CreatedAt, &row.Attempts, &locked)
 	if err != nil {
 		return err
@@ -192,7 +194,7 @@ func (f *fetched) scan(rows *sql.Rows, batch int) error {
 		f.oldest = row.CreatedAt
 	}
 	f.last = row.ID
-	row.Metadata, err = decodeMetadata(metadata)
+	row.Metadata, err = metadata.Decode(encoded)
 	if err != nil {
 		f.broken = append(f.broken, failure{row: row, err: err, park: true})
 	} else {

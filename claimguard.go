@@ -1,0 +1,327 @@
+package oncemill
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// How long a lease can be.
+const (
+	leastLease = 100 * time.Millisecond
+	mostLease  = 30 * 24 * time.Hour
+)
+
+// leaseMargin is how much earlier than the lease an effect has to be over: time for
+// what is under way to come to its end, and for clocks that do not run equally fast.
+func leaseMargin(lease time.Duration) time.Duration { return min(lease/10, 5*time.Second) }
+
+// Claim claims a key for an effect outside of Postgres. When it returns nil, the
+// claim is on disk, and the caller should make the effect and end the claim before
+// Claim.Deadline.
+//
+// Otherwise the effect must not be made. The error is an *Error, which says by
+// which claim the key is taken, with
+//
+//   - ErrSettled: the effect happened, or never will. Error.Held has the outcome,
+//     the result and the token, to be given to whoever asks again;
+//   - ErrInFlight: another attempt is under way, for at most Error.Held.Remaining;
+//   - ErrInDoubt: an attempt has ended and nobody knows what became of its effect.
+//     See ClaimOptions.KeyLifetime and Resolver;
+//   - ErrKeyReused, ErrTooOld, ErrNoKey: the message is at fault.
+//
+// After any other error, such as ErrUnavailable, the key may be claimed all the
+// same; Claim tries for a few seconds to release it. If it cannot, the claim will be
+// in doubt after its lease, though no effect was begun.
+func (c *Consumer) Claim(ctx context.Context, key string, opts ClaimOptions) (*Claim, error) {
+	d := &delivered{consumer: c.name, key: key, stored: storedKey(key), opts: opts}
+	claim, err := c.in.claimGuarded(ctx, c, d)
+	if err != nil {
+		if c.in.Observer.Failed != nil {
+			c.in.Observer.Failed(ctx, err)
+		}
+		return nil, err
+	}
+	return claim, nil
+}
+
+func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*Claim, *Error) {
+	if err := d.enterable(ctx, d.opts.checkClaim()); err != nil {
+		return nil, err
+	}
+	leave, err := in.flights.enter(ctx, flight{d.consumer, d.stored}, in.LockWait)
+	if err != nil {
+		return nil, d.failed(OpKey, err)
+	}
+	defer leave()
+	work, stop := in.detach(ctx)
+	defer stop()
+	d.opts.Lease = orDefault(d.opts.Lease, in.Lease)
+	// As in once: a claim that is gone when it is looked at was just released.
+	for range 3 {
+		claim, refused, err := in.tryClaim(work, c, d)
+		switch {
+		case err != nil && claim != nil: // nobody knows whether it is committed
+			in.unclaim(ctx, claim)
+			return nil, err
+		case err != nil:
+			return nil, err
+		case refused != nil:
+			in.observeDoubt(ctx, d, refused)
+			return nil, d.failed(OpClaim, refused)
+		case claim != nil:
+			return claim, nil
+		}
+	}
+	return nil, d.failed(OpClaim, ErrInFlight)
+}
+
+// tryClaim is one transaction. Without a claim, a refusal and an error, the key was
+// taken and then free again.
+func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (claim *Claim, refused error, failed *Error) {
+	start := time.Now()
+	failed = in.guarded(work, d, OpClaim, func(g *guardTx) (lent func(context.Context, Tx) error, err error) {
+		taken, err := g.take()
+		if err == nil && taken == nil {
+			taken, refused, err = g.takeHeld()
+		}
+		if err != nil {
+			return nil, inFlightOr(work, err, in.LockWait)
+		}
+		if taken != nil {
+			claim = &Claim{
+				consumer: c, d: d, token: taken.Token, attempt: taken.Attempts, first: taken.ClaimedAt,
+				amount:   amount{d.opts.Amount, d.opts.Currency},
+				deadline: start.Add(d.opts.Lease - leaseMargin(d.opts.Lease)),
+			}
+		}
+		if errors.Is(refused, ErrInDoubt) {
+			lent = d.opts.OnInDoubt
+		}
+		return lent, nil
+	})
+	if failed != nil && failed.Op != OpCommit {
+		claim = nil
+	}
+	return claim, refused, failed
+}
+
+// observeDoubt tells of a claim that nobody has known before to be in doubt.
+func (in *Inbox) observeDoubt(ctx context.Context, d *delivered, refused error) {
+	var h *heldError
+	if in.Observer.InDoubt != nil && errors.Is(refused, ErrInDoubt) && errors.As(refused, &h) && !h.held.noted {
+		in.Observer.InDoubt(ctx, d.consumer, d.key, leaseWasOver)
+	}
+}
+
+// leaseWasOver is the reason of doubt where no attempt has given one.
+const leaseWasOver = "its lease was over"
+
+// inFlightOr names the error of a statement that waited for another transaction
+// with the same key.
+func inFlightOr(ctx context.Context, err error, waited time.Duration) error {
+	switch state := sqlState(err); {
+	case state == "55P03":
+		return fmt.Errorf("%w: waited %v for its transaction", ErrInFlight, waited)
+	case state == "57014" && ctx.Err() == nil:
+		return fmt.Errorf("%w: waited for its transaction until statement_timeout", ErrInFlight)
+	}
+	return err
+}
+
+// unclaim releases a claim of which nobody knows whether it was committed, and whose
+// effect has not begun. If it cannot for a while, the claim will be in doubt.
+func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
+	const patience, pause = 5 * time.Second, 100 * time.Millisecond
+	deadline := time.Now().Add(patience)
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		err := claim.Release(ctx, "the answer to the claim's COMMIT was lost, and no effect was begun")
+		if err == nil || errors.Is(err, ErrFenced) {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// Held says by what a key is taken.
+type Held struct {
+	Outcome     Outcome   // "": not settled
+	Result      []byte    // what the claim was settled with; nil: nothing
+	Reason      string    // why it failed or is in doubt
+	Token       int64     // of the latest attempt; 0: a claim of Once, without a lease
+	Attempts    int       // so far
+	ClaimedAt   time.Time // when the first attempt began
+	LeaseUntil  time.Time // when the latest attempt's lease ends
+	InDoubt     bool      // its lease is over, or it is being resolved
+	Remaining   time.Duration
+	fingerprint []byte
+	claimable   bool // again, within the provider's KeyLifetime
+	noted       bool // that it is in doubt
+}
+
+// heldError carries what a key is taken by to the Error that will be returned.
+type heldError struct {
+	error
+	held *Held
+}
+
+func (e *heldError) Unwrap() error { return e.error }
+
+// insertGuardedSQL claims a free key. As in claimSQL, lock_timeout is for the insert
+// only.
+const insertGuardedSQL = `
+WITH session AS MATERIALIZED (
+	SELECT current_setting('lock_timeout') AS lock_timeout, set_config('lock_timeout', $5, true), clock_timestamp() AS now
+), won AS (
+	INSERT INTO {schema}.claims (consumer, key, token, attempts, claimed_at, lease_until, effect_until, settled_at, outcome, fingerprint)
+	SELECT $1, $2, nextval('{schema}.tokens'), 1, now, now + $4 * interval '1 microsecond', now + $4 * interval '1 microsecond', NULL, NULL, $3
+	FROM session
+	ON CONFLICT (consumer, key) DO NOTHING
+	RETURNING token, attempts, claimed_at, lease_until
+)
+SELECT w.token, w.attempts, w.claimed_at, w.lease_until,
+	COALESCE($6::timestamptz < clock_timestamp() - $7 * interval '1 second', false),
+	set_config('lock_timeout', session.lock_timeout, true)
+FROM session, won AS w`
+
+// take claims the key if it is free, and returns nil if it is not.
+func (g *guardTx) take() (*Held, error) {
+	var h Held
+	var old bool
+	var lockTimeout string
+	o := &g.d.opts
+	err := g.row(insertGuardedSQL, g.d.consumer, g.d.stored, o.Fingerprint, o.Lease.Microseconds(), milliseconds(g.in.LockWait),
+		nullTime(o.Origin), int64(clockMargin/time.Second)).Scan(&h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &old, &lockTimeout)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case old:
+		if err := g.checkWatermark(); err != nil {
+			return nil, err
+		}
+	}
+	return &h, g.event(g.claimEvent(EventClaimed, h.Token, ""))
+}
+
+func (g *guardTx) checkWatermark() error {
+	stmt, err := g.in.sql.prepare(g.ctx, watermarkSQL)
+	if err != nil {
+		return err
+	}
+	return checkWatermark(g.ctx, g.tx, stmt, g.d)
+}
+
+// claimEvent is an event about somebody who claims.
+func (g *guardTx) claimEvent(kind EventKind, token int64, note string) event {
+	o := &g.d.opts
+	return event{kind: kind, token: token, note: note, amount: amount{o.Amount, o.Currency}, payload: o.Payload, actor: o.Actor}
+}
+
+// readHeldSQL reads a claim and keeps others from changing it meanwhile. $3 and $4
+// are how long the provider knows the key, and how long the next lease would be.
+const readHeldSQL = `
+SELECT COALESCE(outcome, ''), result, COALESCE(reason, ''), COALESCE(token, 0), COALESCE(attempts, 0),
+	COALESCE(claimed_at, settled_at), COALESCE(lease_until, settled_at),
+	settled_at IS NULL AND (in_doubt_since IS NOT NULL OR lease_until < clock_timestamp()),
+	(extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint,
+	fingerprint, in_doubt_since IS NOT NULL,
+	settled_at IS NULL AND lease_until < clock_timestamp()
+		AND clock_timestamp() + $4 * interval '1 microsecond' < claimed_at + $3 * interval '1 microsecond'
+FROM {schema}.claims WHERE consumer = $1 AND key = $2
+FOR UPDATE`
+
+// readHeld returns nil if the key is free.
+func (g *guardTx) readHeld() (*Held, error) {
+	var h Held
+	var remaining sql.NullInt64
+	var claimable sql.NullBool
+	err := g.row(readHeldSQL, g.d.consumer, g.d.stored, g.d.opts.KeyLifetime.Microseconds(), g.d.opts.Lease.Microseconds()).
+		Scan(&h.Outcome, &h.Result, &h.Reason, &h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &h.InDoubt, &remaining,
+			&h.fingerprint, &h.noted, &claimable)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if h.Outcome == "" {
+		h.Remaining = time.Duration(remaining.Int64) * time.Microsecond
+	}
+	h.claimable = claimable.Bool
+	return &h, err
+}
+
+// takeHeld claims a key that is taken, if its claim is in doubt and the provider
+// will recognise the effect; and else says why it does not.
+func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
+	held, err := g.readHeld()
+	if held == nil || err != nil {
+		return nil, nil, err
+	}
+	o := &g.d.opts
+	switch {
+	case o.Fingerprint != nil && held.fingerprint != nil && !bytes.Equal(o.Fingerprint, held.fingerprint):
+		return nil, &heldError{ErrKeyReused, held}, g.event(g.claimEvent(EventConflict, held.Token, ""))
+	case held.Outcome != "":
+		refused = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
+	case held.claimable:
+		taken, err = g.takeOver(held)
+		return taken, nil, err
+	case held.InDoubt:
+		refused = ErrInDoubt
+		if !held.noted {
+			err = g.noteDoubt(held)
+		}
+	default:
+		refused = fmt.Errorf("%w, for at most %v", ErrInFlight, held.Remaining.Round(time.Millisecond))
+		if o.Patient {
+			return nil, &heldError{refused, held}, nil
+		}
+	}
+	if err == nil {
+		err = g.event(g.claimEvent(EventBlocked, held.Token, refused.Error()))
+	}
+	return nil, &heldError{refused, held}, err
+}
+
+const takeOverSQL = `
+UPDATE {schema}.claims SET token = nextval('{schema}.tokens'), attempts = attempts + 1,
+	lease_until = clock_timestamp() + $3 * interval '1 microsecond',
+	effect_until = clock_timestamp() + $3 * interval '1 microsecond',
+	in_doubt_since = NULL, ask_after = NULL, asked = NULL, reason = NULL
+WHERE consumer = $1 AND key = $2
+RETURNING token, attempts, claimed_at, lease_until`
+
+// takeOver gives a claim in doubt, which this transaction has read for update, to a
+// new attempt.
+func (g *guardTx) takeOver(held *Held) (*Held, error) {
+	var h Held
+	err := g.row(takeOverSQL, g.d.consumer, g.d.stored, g.d.opts.Lease.Microseconds()).
+		Scan(&h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil)
+	if err != nil {
+		return nil, err
+	}
+	return &h, g.event(g.claimEvent(EventTakenOver, h.Token, fmt.Sprintf("attempt %d, from token %d: %s", h.Attempts, held.Token, whyInDoubt(held))))
+}
+
+func whyInDoubt(held *Held) string {
+	if held.Reason != "" {
+		return held.Reason
+	}
+	return leaseWasOver
+}
+
+const noteDoubtSQL = `
+UPDATE {schema}.claims SET in_doubt_since = lease_until, reason = COALESCE(reason, $3)
+WHERE consumer = $1 AND key = $2
+RETURNING 1`
+
+// noteDoubt notes that a claim's lease is over, which nobody has noticed before.
+func (g *guardTx) noteDoubt(held *Held) error {
+	if _, err := g.happened(noteDoubtSQL, g.d.consumer, g.d.stored, leaseWasOver); err != nil {
+		return err
+	}
+	return g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver})
+}

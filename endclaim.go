@@ -1,0 +1,251 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Settle ends the claim: the effect happened. result, or else what SetResult was
+// given, is kept for those who claim the key again; at most MostResult bytes, more is
+// refused with ErrResultTooLarge. fn, which may be nil, and the functions that
+// OnSettle was given run in the same transaction: what they write, and the messages
+// that they publish to the outbox with their context, is there if and only if the
+// claim is settled.
+//
+// A late Settle is fine as long as nobody has taken the claim over. After that it is
+// ErrFenced, which the events show, and nothing is written. After any other error the
+// claim may be settled or not; call it again.
+//
+// The call goes on for Inbox.DrainTimeout when ctx is cancelled: what has happened
+// should be known.
+func (c *Claim) Settle(ctx context.Context, result []byte, fn func(ctx context.Context, tx Tx) error) error {
+	if result == nil {
+		c.mu.Lock()
+		result = c.result
+		c.mu.Unlock()
+	}
+	if len(result) > MostResult {
+		return c.d.invalid(OpSettle, fmt.Errorf("%w: %d bytes, at most %d: store it in a table of yours with fn, and settle with a reference", ErrResultTooLarge, len(result), MostResult))
+	}
+	return c.end(ctx, OpSettle, event{kind: EventSettled, result: result}, Settled, c.settling(fn))
+}
+
+// settling returns nil if there is nothing to run.
+func (c *Claim) settling(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
+	c.mu.Lock()
+	fns := c.onSettle[:len(c.onSettle):len(c.onSettle)]
+	c.mu.Unlock()
+	if fn != nil {
+		fns = append(fns, fn)
+	}
+	if len(fns) == 0 {
+		return nil
+	}
+	return func(ctx context.Context, tx Tx) error {
+		for _, fn := range fns {
+			if err := fn(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// Fail ends the claim: the effect did not happen and never will. Who claims the key
+// again gets ErrSettled with the outcome Failed and the reason. fn may be nil; it is
+// like Settle's, and so are errors.
+func (c *Claim) Fail(ctx context.Context, reason string, fn func(ctx context.Context, tx Tx) error) error {
+	return c.end(ctx, OpFail, event{kind: EventFailed, note: reason}, Failed, fn)
+}
+
+// endSQL settles a claim, if it is still the holder's. What was parked for it is
+// obsolete then.
+const endSQL = `
+WITH ended AS (
+	UPDATE {schema}.claims SET settled_at = clock_timestamp(), outcome = $4, result = $5, reason = $6,
+		in_doubt_since = NULL, ask_after = NULL
+	WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+	RETURNING 1
+), unparked AS (
+	DELETE FROM {schema}.parked WHERE consumer = $1 AND key = $2 AND EXISTS (SELECT FROM ended)
+)
+SELECT 1 FROM ended`
+
+func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn func(context.Context, Tx) error) error {
+	e.token, e.amount, e.actor = c.token, c.amount, c.d.opts.Actor
+	return c.step(ctx, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
+		ended, err := g.happened(endSQL, g.d.consumer, g.d.stored, c.token, string(outcome), e.result, nullText(storedText(e.note)))
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case ended:
+			return fn, nil, g.event(e)
+		}
+		same, err := g.endedAs(c.token, outcome)
+		if same || err != nil {
+			return nil, nil, err
+		}
+		because, err = g.refuse(op, c.token, e)
+		return nil, because, err
+	})
+}
+
+// step runs one step of the claim. because is why it was refused; what was written
+// about that is committed nevertheless.
+func (c *Claim) step(ctx context.Context, op Op, run func(g *guardTx) (lent func(context.Context, Tx) error, because, err error)) error {
+	in := c.consumer.in
+	work, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), in.DrainTimeout, ErrDrained)
+	defer cancel()
+	var because error
+	failed := in.guarded(work, c.d, op, func(g *guardTx) (lent func(context.Context, Tx) error, err error) {
+		lent, because, err = run(g)
+		return lent, err
+	})
+	if failed == nil && because != nil {
+		failed = c.d.failed(op, because)
+	}
+	if failed == nil {
+		return nil
+	}
+	if in.Observer.Failed != nil {
+		in.Observer.Failed(ctx, failed)
+	}
+	return failed
+}
+
+const readTokenSQL = `SELECT COALESCE(token, 0), COALESCE(outcome, '') FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+
+// endedAs reports whether an earlier call has ended the claim in the same way.
+func (g *guardTx) endedAs(token int64, outcome Outcome) (bool, error) {
+	var is int64
+	var as Outcome
+	err := g.row(readTokenSQL, g.d.consumer, g.d.stored).Scan(&is, &as)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil && is == token && as == outcome, err
+}
+
+// Release ends the claim: the effect certainly did not happen, and the key is free
+// again. If the message was parked meanwhile, it goes back to the outbox in the same
+// transaction.
+//
+// Being sure takes proof: an error from before anything was sent, or a provider that
+// was asked by the claim's ProviderKey. See VerdictOf. Errors are those of Settle.
+func (c *Claim) Release(ctx context.Context, reason string) error {
+	e := event{kind: EventReleased, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
+	return c.step(ctx, OpRelease, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
+		released, err := g.release(e)
+		if released || err != nil {
+			return nil, nil, err
+		}
+		if released, err = g.happened(releasedSQL, g.d.consumer, g.d.stored, c.token); released || err != nil {
+			return nil, nil, err
+		}
+		because, err = g.refuse(OpRelease, c.token, e)
+		return nil, because, err
+	})
+}
+
+const releaseSQL = `
+DELETE FROM {schema}.claims WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+RETURNING 1`
+
+// unparkSQL puts the parked message back. It gets another broker dedup id, since
+// it is to be delivered.
+const unparkSQL = `
+WITH unparked AS (
+	DELETE FROM {schema}.parked WHERE consumer = $1 AND key = $2
+	RETURNING topic, uuid, metadata, ordering_key, payload
+), sent AS (
+	INSERT INTO {schema}.outbox (topic, uuid, metadata, ordering_key, payload)
+	SELECT topic, uuid, metadata, ordering_key, payload FROM unparked
+)
+SELECT 1 FROM unparked`
+
+// releasedSQL finds out whether an earlier call has released the claim.
+const releasedSQL = `
+SELECT 1 FROM {schema}.events WHERE consumer = $1 AND key = $2 AND token = $3 AND kind = 'released'
+LIMIT 1`
+
+// release frees the key, if the claim still has the event's token.
+func (g *guardTx) release(e event) (bool, error) {
+	released, err := g.happened(releaseSQL, g.d.consumer, g.d.stored, e.token)
+	if !released || err != nil {
+		return false, err
+	}
+	back, err := g.happened(unparkSQL, g.d.consumer, g.d.stored)
+	if err != nil {
+		return false, err
+	}
+	if back {
+		e.note = joinNotes(e.note, "its message went back to the outbox")
+	}
+	return true, g.event(e)
+}
+
+// Doubt ends the attempt: nobody knows whether the effect happened. The lease ends at
+// once, and the claim is in doubt until it is resolved or claimed again. fn may be
+// nil; it is like Settle's, and so are errors.
+func (c *Claim) Doubt(ctx context.Context, reason string, fn func(ctx context.Context, tx Tx) error) error {
+	e := event{kind: EventInDoubt, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
+	err := c.step(ctx, OpDoubt, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
+		doubted, err := g.happened(doubtSQL, g.d.consumer, g.d.stored, c.token, storedText(reason))
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case doubted:
+			return fn, nil, g.event(e)
+		}
+		because, err = g.refuse(OpDoubt, c.token, e)
+		return nil, because, err
+	})
+	if err == nil && c.consumer.in.Observer.InDoubt != nil {
+		c.consumer.in.Observer.InDoubt(ctx, c.consumer.name, c.d.key, reason)
+	}
+	return err
+}
+
+const doubtSQL = `
+UPDATE {schema}.claims SET lease_until = LEAST(lease_until, clock_timestamp()), effect_until = LEAST(effect_until, clock_timestamp()),
+	in_doubt_since = COALESCE(in_doubt_since, clock_timestamp()), reason = $4
+WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+RETURNING 1`
+
+// Extend gives the claim another lease from now on, and moves Deadline. It fails with
+// ErrFenced if the claim was taken over, and with ErrInDoubt if it was found in doubt.
+// 0 means Inbox.Lease.
+func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
+	lease = orDefault(lease, c.consumer.in.Lease)
+	if lease < leastLease || lease > mostLease {
+		return c.d.invalid(OpExtend, fmt.Errorf("lease is %v: must be from %v to %v", lease, leastLease, mostLease))
+	}
+	start := time.Now()
+	e := event{kind: EventExtended, token: c.token, note: "by " + lease.String(), actor: c.d.opts.Actor}
+	err := c.step(ctx, OpExtend, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
+		extended, err := g.happened(extendSQL, g.d.consumer, g.d.stored, c.token, lease.Microseconds())
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case extended:
+			return nil, nil, g.event(e)
+		}
+		because, err = g.refuse(OpExtend, c.token, e)
+		return nil, because, err
+	})
+	if err == nil {
+		c.mu.Lock()
+		c.deadline = start.Add(lease - leaseMargin(lease))
+		c.mu.Unlock()
+	}
+	return err
+}
+
+const extendSQL = `
+UPDATE {schema}.claims SET lease_until = clock_timestamp() + $4 * interval '1 microsecond',
+	effect_until = clock_timestamp() + $4 * interval '1 microsecond'
+WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND in_doubt_since IS NULL
+RETURNING 1`

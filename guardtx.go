@@ -1,0 +1,153 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+)
+
+// A guardTx is the transaction of one step of a guarded claim.
+type guardTx struct {
+	in  *Inbox
+	ctx context.Context
+	tx  *sql.Tx
+	d   *delivered
+}
+
+// durableSQL comes first in each of them. An effect must not begin before its claim
+// is on disk, and on the standby where there is a synchronous one, whatever the
+// database's default is: synchronous_commit = off has lost commits that were
+// acknowledged.
+const durableSQL = `
+SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+		WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
+	set_config('idle_in_transaction_session_timeout', $1, true),
+	pg_current_xact_id()::text`
+
+// guardStatements are the statements of the steps, all of them prepared before the
+// first: see statements.prepare.
+var guardStatements = []string{
+	durableSQL, insertEventSQL, insertGuardedSQL, readHeldSQL, takeOverSQL, watermarkSQL,
+	extendSQL, endSQL, releaseSQL, doubtSQL, noteDoubtSQL, unparkSQL, readTokenSQL, releasedSQL, postponeSQL,
+}
+
+// guarded runs step in a transaction that outlives its caller's context, and then
+// what step returns, if anything, as a lent transaction. Both commit together.
+func (in *Inbox) guarded(work context.Context, d *delivered, op Op, step func(g *guardTx) (lent func(context.Context, Tx) error, err error)) *Error {
+	for _, query := range guardStatements {
+		if _, err := in.sql.prepare(work, query); err != nil {
+			return d.failed(op, drainedOr(work, err))
+		}
+	}
+	t, err := begin(work, in.DB)
+	if err != nil {
+		return d.failed(OpBegin, drainedOr(work, err))
+	}
+	defer t.close(work)
+	g := &guardTx{in: in, ctx: work, tx: t.tx, d: d}
+	var synchronous, idle, xid string
+	err = g.row(durableSQL, milliseconds(in.IdleTimeout)).Scan(&synchronous, &idle, &xid)
+	var lent func(context.Context, Tx) error
+	if err == nil {
+		lent, err = step(g)
+	}
+	if err != nil {
+		t.spoilt = isSpoilt(err)
+		return d.failed(op, drainedOr(work, err))
+	}
+	if lent != nil {
+		return in.runAndCommit(work, t, xid, d, lent)
+	}
+	if err := t.commit(work); err != nil {
+		return d.failed(OpCommit, err)
+	}
+	return nil
+}
+
+// row runs one of the guardStatements.
+func (g *guardTx) row(query string, args ...any) *sql.Row {
+	stmt, err := g.in.sql.prepare(g.ctx, query) // it is prepared: this takes no connection
+	if err != nil {
+		return failedRow(err)
+	}
+	return g.tx.StmtContext(g.ctx, stmt).QueryRowContext(g.ctx, args...)
+}
+
+// happened runs one of the guardStatements that change one claim, and reports
+// whether the claim was as the statement wants it.
+func (g *guardTx) happened(query string, args ...any) (bool, error) {
+	var n int
+	err := g.row(query, args...).Scan(&n)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// An event is a line of the table events.
+type event struct {
+	kind    EventKind
+	token   int64 // 0: none
+	note    string
+	amount  amount
+	payload []byte
+	result  []byte
+	actor   string // "": this process
+}
+
+const insertEventSQL = `
+INSERT INTO {schema}.events (consumer, key, kind, token, actor, note, amount, currency, payload, result)
+VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8, $9, $10)
+RETURNING 1`
+
+func (g *guardTx) event(e event) error {
+	if e.actor == "" {
+		e.actor = thisProcess()
+	}
+	_, err := g.happened(insertEventSQL, g.d.consumer, g.d.stored, string(e.kind), sql.NullInt64{Int64: e.token, Valid: e.token != 0},
+		storedText(e.actor), nullText(storedText(e.note)), nullText(e.amount.value), nullText(e.amount.currency), e.payload, e.result)
+	return err
+}
+
+func nullText(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
+
+// thisProcess is who acts where nobody says otherwise.
+var thisProcess = sync.OnceValue(func() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return host + ":" + strconv.Itoa(os.Getpid())
+})
+
+// refuse notes that somebody has tried to end a claim that is no longer theirs, and
+// returns why.
+func (g *guardTx) refuse(op Op, token int64, e event) (because error, err error) {
+	held, err := g.readHeld()
+	switch {
+	case err != nil:
+		return nil, err
+	case held == nil:
+		because = fmt.Errorf("%w: the key is free, its claim was released", ErrFenced)
+	case held.Token == token && held.Outcome != "":
+		because = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
+	case held.Token == token:
+		because = fmt.Errorf("%w: it is in doubt, and only to be resolved", ErrInDoubt)
+	default:
+		because = fmt.Errorf("%w: token %d, now %d", ErrFenced, token, held.Token)
+	}
+	e.kind, e.token = EventRefused, token
+	e.note = joinNotes(fmt.Sprintf("%s refused: %v", op, because), e.note)
+	return &heldError{because, held}, g.event(e)
+}
+
+func joinNotes(first, second string) string {
+	if second == "" {
+		return first
+	}
+	return first + "; " + second
+}

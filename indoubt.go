@@ -1,0 +1,235 @@
+package oncemill
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/metadata"
+)
+
+// InDoubt is a claim of which nobody knows whether its effect happened.
+type InDoubt struct {
+	Consumer string
+	Key      string // as it was given to Claim; for one of more than 512 bytes, what stands for it in the table
+	Token    int64  // what Resolve wants to know, so that it does not resolve another attempt
+	Attempts int    // at the effect, so far
+
+	FirstClaimed time.Time // when the first attempt began
+	EffectUntil  time.Time // when the last attempt was over at the latest, but for a process that was frozen
+	Since        time.Time // when the claim came to be in doubt
+	Reason       string    // why it is
+	Asked        int       // how often a Resolver has asked
+	AskAfter     time.Time // when it asks again; zero: it has given up, or there was none yet
+	GivenUp      bool      // a Resolver's Deadline has passed: it is for a person to resolve
+
+	Amount, Currency string // as given to Claim
+	Payload          []byte // the same
+
+	// Message was parked because of the claim. nil: none was, or not yet.
+	Message *ParkedMessage
+
+	stored string
+}
+
+// ParkedMessage is a message that was acknowledged while its claim is in doubt.
+type ParkedMessage struct {
+	Topic    string
+	UUID     string
+	Metadata map[string]string
+	Payload  []byte
+}
+
+// ProviderKey returns what Claim.ProviderKey returned to the attempts.
+func (d InDoubt) ProviderKey() string { return providerKey(d.Consumer, d.stored) }
+
+// inDoubtColumns are what scanInDoubt reads, from claims as c.
+const inDoubtColumns = `c.consumer, c.key, c.token, c.attempts, c.claimed_at, c.effect_until, COALESCE(c.in_doubt_since, c.lease_until),
+	COALESCE(c.reason, ''), COALESCE(c.asked, 0), CASE WHEN c.ask_after < 'infinity' THEN c.ask_after END, COALESCE(c.ask_after = 'infinity', false),
+	COALESCE(e.amount::text, ''), COALESCE(e.currency, ''), e.payload,
+	p.topic, p.uuid, p.metadata, p.payload`
+
+// inDoubtJoins are what belongs to a claim c in doubt.
+const inDoubtJoins = `
+LEFT JOIN {schema}.parked p ON p.consumer = c.consumer AND p.key = c.key
+LEFT JOIN LATERAL (
+	SELECT amount, currency, payload FROM {schema}.events e
+	WHERE e.consumer = c.consumer AND e.key = c.key AND e.kind IN ('claimed', 'taken over')
+	ORDER BY e.id DESC LIMIT 1
+) e ON true`
+
+func scanInDoubt(rows *sql.Rows, more ...any) (d InDoubt, err error) {
+	var askAfter sql.NullTime
+	var topic, uuid sql.NullString
+	var meta, payload []byte
+	err = rows.Scan(append([]any{&d.Consumer, &d.stored, &d.Token, &d.Attempts, &d.FirstClaimed, &d.EffectUntil, &d.Since,
+		&d.Reason, &d.Asked, &askAfter, &d.GivenUp, &d.Amount, &d.Currency, &d.Payload, &topic, &uuid, &meta, &payload}, more...)...)
+	if err != nil {
+		return d, err
+	}
+	d.Key, d.AskAfter = shownKey(d.stored), askAfter.Time
+	if topic.Valid {
+		d.Message = &ParkedMessage{Topic: topic.String, UUID: uuid.String, Payload: payload}
+		d.Message.Metadata, err = metadata.Decode(meta)
+	}
+	return d, err
+}
+
+// shownKey undoes storedKey, where that is possible.
+func shownKey(stored string) string {
+	if digits, ok := strings.CutPrefix(stored, hexPrefix); ok {
+		if key, err := hex.DecodeString(digits); err == nil {
+			return string(key)
+		}
+	}
+	return stored
+}
+
+// InDoubt returns up to limit claims that are in doubt, of one consumer or, with "",
+// of all, in the order of consumers and keys. To get the next ones, call it with the
+// last claim that it returned as after; begin with the zero InDoubt.
+func (in *Inbox) InDoubt(ctx context.Context, consumer string, after InDoubt, limit int) ([]InDoubt, error) {
+	in.start.Do(in.setUp)
+	rows, err := in.DB.QueryContext(ctx, in.sql.in(`
+SELECT `+inDoubtColumns+` FROM {schema}.claims c`+inDoubtJoins+`
+WHERE c.settled_at IS NULL AND (c.in_doubt_since IS NOT NULL OR c.lease_until < clock_timestamp())
+	AND ($1 = '' OR c.consumer = $1) AND (c.consumer, c.key) > ($2, $3)
+ORDER BY c.consumer, c.key
+LIMIT $4`), consumer, after.Consumer, after.stored, limit)
+	if err != nil {
+		return nil, fmt.Errorf("oncemill: list claims in doubt: %w", markUnavailable(err))
+	}
+	defer rows.Close()
+	var all []InDoubt
+	for rows.Next() {
+		d, err := scanInDoubt(rows)
+		if err != nil {
+			return nil, fmt.Errorf("oncemill: list claims in doubt: %w", err)
+		}
+		all = append(all, d)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("oncemill: list claims in doubt: %w", markUnavailable(err))
+	}
+	return all, nil
+}
+
+// A Resolution says what became of an effect that was in doubt.
+type Resolution struct {
+	// Verdict is what is known by now. With Unknown nothing changes, and a Resolver
+	// asks again later.
+	Verdict Verdict
+
+	// Note says how that is known, for people: it is kept in the events, and as the
+	// reason of a claim that failed.
+	Note string
+
+	// Result is what the claim is settled with, if the effect happened.
+	Result []byte
+
+	// Settle runs in the transaction that settles the claim as happened: rows that
+	// the handler would have written with Claim.OnSettle. Optional.
+	Settle func(ctx context.Context, tx Tx) error
+}
+
+// Resolve ends a claim that is in doubt: with Happened it is settled, with
+// NotHappened released, and its message, if it was parked, goes back to the outbox in
+// the same transaction; with Never it is settled as failed. token is that of the
+// claim as InDoubt returned it; if there was another attempt since, Resolve fails with
+// ErrFenced. note is kept in the events.
+//
+// NotHappened can have the effect made again, so it takes proof. Happened does not
+// write what the handler would have written when it settles: use ResolveWith for that.
+//
+// A claim whose attempt is still under way is ErrInFlight, one that has been settled
+// ErrSettled.
+func (c *Consumer) Resolve(ctx context.Context, key string, token int64, verdict Verdict, note string) error {
+	return c.ResolveWith(ctx, key, token, Resolution{Verdict: verdict, Note: note})
+}
+
+// ResolveWith is Resolve with more to say.
+func (c *Consumer) ResolveWith(ctx context.Context, key string, token int64, r Resolution) error {
+	d := &delivered{consumer: c.name, key: key, stored: storedKey(key)}
+	if err := r.check(); err != nil {
+		return d.invalid(OpResolve, err)
+	}
+	if key == "" {
+		return d.invalid(OpResolve, ErrNoKey)
+	}
+	claim := &Claim{consumer: c, d: d, token: token}
+	return claim.step(ctx, OpResolve, func(g *guardTx) (func(context.Context, Tx) error, error, error) {
+		because, err := g.takeInDoubt(token)
+		if because != nil || err != nil {
+			return nil, because, err
+		}
+		return g.resolve(r)
+	})
+}
+
+func (r *Resolution) check() error {
+	switch {
+	case r.Verdict != Happened && r.Verdict != NotHappened && r.Verdict != Never:
+		return fmt.Errorf("verdict is %q: must be Happened, NotHappened or Never", r.Verdict)
+	case len(r.Result) > MostResult:
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrResultTooLarge, len(r.Result), MostResult)
+	}
+	return nil
+}
+
+// hashedKey is what InDoubt has for keys that are too long to be stored.
+var hashedKey = regexp.MustCompile(`^` + hashPrefix + `[0-9a-f]{64}$`)
+
+// takeInDoubt takes a claim in doubt over. Its next statement ends it; until then
+// nobody else sees it.
+func (g *guardTx) takeInDoubt(token int64) (because, err error) {
+	held, err := g.readHeld()
+	if err == nil && held == nil && hashedKey.MatchString(g.d.key) {
+		g.d.stored = g.d.key
+		held, err = g.readHeld()
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case held == nil:
+		return fmt.Errorf("%w: there is no claim of this key", ErrFenced), nil
+	case held.Outcome != "":
+		return &heldError{fmt.Errorf("%w: as %s", ErrSettled, held.Outcome), held}, nil
+	case held.Token != token:
+		return &heldError{fmt.Errorf("%w: token %d, now %d (look at what is in doubt again)", ErrFenced, token, held.Token), held}, nil
+	case !held.InDoubt:
+		return &heldError{fmt.Errorf("%w, for at most %v: its attempt is still under way", ErrInFlight, held.Remaining.Round(time.Millisecond)), held}, nil
+	}
+	return nil, nil
+}
+
+// resolve ends a claim that this transaction has taken.
+func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, because, err error) {
+	var token int64
+	if err := g.row(fenceSQL, g.d.consumer, g.d.stored).Scan(&token); err != nil {
+		return nil, nil, err
+	}
+	e := event{token: token, note: joinNotes("resolved: "+string(r.Verdict), r.Note), result: r.Result}
+	if r.Verdict == NotHappened {
+		e.kind = EventReleased
+		_, err := g.release(e)
+		return nil, nil, err
+	}
+	outcome := Settled
+	if e.kind = EventSettled; r.Verdict == Never {
+		e.kind, outcome, r.Settle = EventFailed, Failed, nil
+	}
+	if _, err := g.happened(endSQL, g.d.consumer, g.d.stored, token, string(outcome), r.Result, nullText(storedText(r.Note))); err != nil {
+		return nil, nil, err
+	}
+	return r.Settle, nil, g.event(e)
+}
+
+// fenceSQL gives a claim another token: whoever has the old one shall not find that
+// the claim was ended as it wants to end it itself.
+const fenceSQL = `
+UPDATE {schema}.claims SET token = nextval('{schema}.tokens') WHERE consumer = $1 AND key = $2
+RETURNING token`

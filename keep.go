@@ -1,0 +1,73 @@
+package oncemill
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Context returns ctx with the claim in it and with the claim's Deadline, whose
+// passing is the cause ErrLeaseOver.
+func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadlineCause(ContextWithClaim(ctx, c), c.Deadline(), ErrLeaseOver)
+}
+
+// Keep runs fn, for an effect that may take longer than a lease, and extends the
+// lease meanwhile. fn's context has the claim in it. It ends, with the cause
+// ErrFenced or ErrInDoubt, when the claim is no longer ours, and with ErrLeaseOver
+// when the lease could not be extended in time; then fn must stop. Keep returns what
+// fn does. The caller ends the claim.
+func (c *Claim) Keep(ctx context.Context, fn func(ctx context.Context) error) error {
+	lease := c.lease()
+	kept, lost := context.WithCancelCause(ContextWithClaim(ctx, c))
+	defer lost(nil)
+	ended, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(over)
+		c.extendUntil(kept, ended, lease, lost)
+	}()
+	defer func() { // also when fn panics
+		close(ended)
+		<-over
+	}()
+	return fn(kept)
+}
+
+// lease is for how long the claim was claimed.
+func (c *Claim) lease() time.Duration { return c.d.opts.Lease }
+
+// extendUntil extends the lease again and again until ended is closed, or until it
+// is lost.
+func (c *Claim) extendUntil(ctx context.Context, ended <-chan struct{}, lease time.Duration, lost context.CancelCauseFunc) {
+	over := time.NewTimer(time.Until(c.Deadline()))
+	defer over.Stop()
+	next := time.NewTimer(lease / 3)
+	defer next.Stop()
+	extended := make(chan error, 1)
+	extending := false
+	for {
+		select {
+		case <-ended:
+			if extending {
+				<-extended
+			}
+			return
+		case <-over.C:
+			lost(ErrLeaseOver)
+		case <-next.C:
+			extending = true
+			go func() { extended <- c.Extend(ctx, lease) }()
+		case err := <-extended:
+			extending = false
+			switch {
+			case err == nil:
+				over.Reset(time.Until(c.Deadline()))
+				next.Reset(lease / 3)
+			case errors.Is(err, ErrFenced) || errors.Is(err, ErrInDoubt) || errors.Is(err, ErrSettled):
+				lost(err)
+			default:
+				next.Reset(lease / 10)
+			}
+		}
+	}
+}

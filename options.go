@@ -1,0 +1,96 @@
+package oncemill
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"time"
+	"unicode/utf8"
+)
+
+// ClaimOptions says more about a message than its key.
+type ClaimOptions struct {
+	// Fingerprint identifies what the message says, such as a hash of its
+	// payload. The same key with another fingerprint is refused with
+	// ErrKeyReused. nil: not compared.
+	Fingerprint []byte
+
+	// Origin is when the message was first written. A message from before what
+	// the purge has deleted is refused with ErrTooOld, if it has no claim. Zero:
+	// not known, never refused.
+	Origin time.Time
+
+	// Outcome is what the claim is settled as, Settled or Dead. "" means Settled.
+	// For Once only: Claim learns the outcome afterwards.
+	Outcome Outcome
+
+	// The rest is for Claim only.
+
+	// Lease is how long the claim may stay unsettled before it is in doubt. 0
+	// means Inbox.Lease.
+	Lease time.Duration
+
+	// KeyLifetime is how long, from the first attempt, the provider recognises
+	// Claim.ProviderKey. A claim in doubt is claimed again, under a new token, as
+	// long as the new attempt ends within that time. 0: a claim in doubt is never
+	// claimed again.
+	KeyLifetime time.Duration
+
+	// OnInDoubt runs in the transaction that finds the claim in doubt, before
+	// Claim returns ErrInDoubt. If it fails, Claim returns its error. Optional.
+	OnInDoubt func(ctx context.Context, tx Tx) error
+
+	// Amount is what the effect is about, as a decimal number such as "452.00", and
+	// Currency what it is counted in. Both are kept in the claim's events and
+	// summed in reports. Optional.
+	Amount, Currency string
+
+	// Payload is kept in the claim's events, at most 64 KiB. Optional.
+	Payload []byte
+
+	// Actor says who claims, in the events. "" means this process: its host and
+	// process id.
+	Actor string
+
+	// Patient says that the caller comes again when the key is in flight, so that
+	// being refused for it is not an event.
+	Patient bool
+}
+
+// MostResult is the largest result of a claim, and the largest payload, in bytes.
+const MostResult = 64 << 10
+
+const mostCurrency = 16
+
+// amount is what an effect is about, as the events have it.
+type amount struct{ value, currency string }
+
+var decimal = regexp.MustCompile(`^-?[0-9]{1,30}(\.[0-9]{1,20})?$`)
+
+func (o *ClaimOptions) checkOnce() error {
+	switch {
+	case o.Outcome != "" && o.Outcome != Settled && o.Outcome != Dead:
+		return fmt.Errorf("ClaimOptions.Outcome is %q: must be Settled or Dead", o.Outcome)
+	case o.Lease != 0 || o.KeyLifetime != 0 || o.OnInDoubt != nil || o.Amount != "" || o.Currency != "" || o.Payload != nil || o.Actor != "" || o.Patient:
+		return fmt.Errorf("ClaimOptions.Lease and what follows it are for Claim: Once has no use for them")
+	}
+	return nil
+}
+
+func (o *ClaimOptions) checkClaim() error {
+	switch {
+	case o.Outcome != "":
+		return fmt.Errorf("ClaimOptions.Outcome is %q: must be empty for Claim, which learns it from Settle or Fail", o.Outcome)
+	case o.Lease != 0 && (o.Lease < leastLease || o.Lease > mostLease):
+		return fmt.Errorf("ClaimOptions.Lease is %v: must be from %v to %v, or 0 for Inbox.Lease", o.Lease, leastLease, mostLease)
+	case o.KeyLifetime < 0:
+		return fmt.Errorf("ClaimOptions.KeyLifetime is %v: must not be negative", o.KeyLifetime)
+	case o.Amount != "" && !decimal.MatchString(o.Amount):
+		return fmt.Errorf("ClaimOptions.Amount is %.40q: must be a decimal number such as 452.00", o.Amount)
+	case len(o.Currency) > mostCurrency || !utf8.ValidString(o.Currency) || containsNUL(o.Currency):
+		return fmt.Errorf("ClaimOptions.Currency is %.40q: must be at most %d bytes of UTF-8", o.Currency, mostCurrency)
+	case len(o.Payload) > MostResult:
+		return fmt.Errorf("ClaimOptions.Payload has %d bytes: at most %d are kept; give a reference to it", len(o.Payload), MostResult)
+	}
+	return nil
+}
