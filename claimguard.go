@@ -39,13 +39,17 @@ func leaseMargin(lease time.Duration) time.Duration { return min(lease/10, 5*tim
 func (c *Consumer) Claim(ctx context.Context, key string, opts ClaimOptions) (*Claim, error) {
 	d := &delivered{consumer: c.name, key: key, stored: storedKey(key), opts: opts}
 	claim, err := c.in.claimGuarded(ctx, c, d)
-	if err != nil {
-		if c.in.Observer.Failed != nil {
-			c.in.Observer.Failed(ctx, err)
+	switch observer := c.in.Observer; {
+	case err == nil:
+		return claim, nil
+	case errors.Is(err, ErrSettled):
+		if observer.Duplicate != nil {
+			observer.Duplicate(ctx, c.name, key)
 		}
-		return nil, err
+	case observer.Failed != nil:
+		observer.Failed(ctx, err)
 	}
-	return claim, nil
+	return nil, err
 }
 
 func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*Claim, *Error) {
@@ -83,7 +87,7 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 // taken and then free again.
 func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (claim *Claim, refused error, failed *Error) {
 	start := time.Now()
-	failed = in.guarded(work, d, OpClaim, func(g *guardTx) (lent func(context.Context, Tx) error, err error) {
+	failed = in.guarded(work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
 		taken, err := g.take()
 		if err == nil && taken == nil {
 			taken, refused, err = g.takeHeld()
@@ -95,13 +99,11 @@ func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (clai
 			claim = &Claim{
 				consumer: c, d: d, token: taken.Token, attempt: taken.Attempts, first: taken.ClaimedAt,
 				amount:   amount{d.opts.Amount, d.opts.Currency},
+				started:  start,
 				deadline: start.Add(d.opts.Lease - leaseMargin(d.opts.Lease)),
 			}
 		}
-		if errors.Is(refused, ErrInDoubt) {
-			lent = d.opts.OnInDoubt
-		}
-		return lent, nil
+		return nil, nil
 	})
 	if failed != nil && failed.Op != OpCommit {
 		claim = nil
@@ -157,6 +159,7 @@ type Held struct {
 	LeaseUntil  time.Time // when the latest attempt's lease ends
 	InDoubt     bool      // its lease is over, or it is being resolved
 	Remaining   time.Duration
+	Parked      bool // this call has parked the message
 	fingerprint []byte
 	claimable   bool // again, within the provider's KeyLifetime
 	noted       bool // that it is in doubt
@@ -274,6 +277,9 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 		if !held.noted {
 			err = g.noteDoubt(held)
 		}
+		if err == nil && o.Park != nil {
+			held.Parked, err = g.park(o.Park)
+		}
 	default:
 		refused = fmt.Errorf("%w, for at most %v", ErrInFlight, held.Remaining.Round(time.Millisecond))
 		if o.Patient {
@@ -323,5 +329,6 @@ func (g *guardTx) noteDoubt(held *Held) error {
 	if _, err := g.happened(noteDoubtSQL, g.d.consumer, g.d.stored, leaseWasOver); err != nil {
 		return err
 	}
+	held.Reason = whyInDoubt(held)
 	return g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver})
 }

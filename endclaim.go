@@ -76,7 +76,7 @@ SELECT 1 FROM ended`
 
 func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn func(context.Context, Tx) error) error {
 	e.token, e.amount, e.actor = c.token, c.amount, c.d.opts.Actor
-	return c.step(ctx, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
+	err := c.step(ctx, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
 		ended, err := g.happened(endSQL, g.d.consumer, g.d.stored, c.token, string(outcome), e.result, nullText(storedText(e.note)))
 		switch {
 		case err != nil:
@@ -91,6 +91,10 @@ func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn fun
 		because, err = g.refuse(op, c.token, e)
 		return nil, because, err
 	})
+	if observer := c.consumer.in.Observer; err == nil && outcome == Settled && observer.Committed != nil && !c.started.IsZero() {
+		observer.Committed(ctx, c.consumer.name, c.d.key, time.Since(c.started))
+	}
+	return err
 }
 
 // step runs one step of the claim. because is why it was refused; what was written
@@ -188,17 +192,26 @@ func (g *guardTx) release(e event) (bool, error) {
 }
 
 // Doubt ends the attempt: nobody knows whether the effect happened. The lease ends at
-// once, and the claim is in doubt until it is resolved or claimed again. fn may be
-// nil; it is like Settle's, and so are errors.
-func (c *Claim) Doubt(ctx context.Context, reason string, fn func(ctx context.Context, tx Tx) error) error {
+// once, and the claim is in doubt until it is resolved or claimed again. park, which
+// may be nil, is the message, to be stored in the same transaction: see
+// ClaimOptions.Park. Errors are those of Settle.
+func (c *Claim) Doubt(ctx context.Context, reason string, park *ParkedMessage) error {
+	if park != nil {
+		if err := park.check(); err != nil {
+			return c.d.invalid(OpDoubt, err)
+		}
+	}
 	e := event{kind: EventInDoubt, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
-	err := c.step(ctx, OpDoubt, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
+	err := c.step(ctx, OpDoubt, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
 		doubted, err := g.happened(doubtSQL, g.d.consumer, g.d.stored, c.token, storedText(reason))
 		switch {
 		case err != nil:
 			return nil, nil, err
 		case doubted:
-			return fn, nil, g.event(e)
+			if park != nil {
+				_, err = g.park(park)
+			}
+			return nil, nil, errors.Join(err, g.event(e))
 		}
 		because, err = g.refuse(OpDoubt, c.token, e)
 		return nil, because, err

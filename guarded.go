@@ -22,6 +22,7 @@ type Claim struct {
 	attempt  int
 	first    time.Time
 	amount   amount
+	started  time.Time // when Consumer.Claim was called; zero: the claim is a resolver's
 
 	mu       sync.Mutex
 	deadline time.Time // monotonic: when the effect has to be over

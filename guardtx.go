@@ -32,7 +32,7 @@ SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit
 // first: see statements.prepare.
 var guardStatements = []string{
 	durableSQL, insertEventSQL, insertGuardedSQL, readHeldSQL, takeOverSQL, watermarkSQL,
-	extendSQL, endSQL, releaseSQL, doubtSQL, noteDoubtSQL, unparkSQL, readTokenSQL, releasedSQL, postponeSQL,
+	parkSQL, extendSQL, endSQL, releaseSQL, doubtSQL, noteDoubtSQL, unparkSQL, readTokenSQL, releasedSQL, postponeSQL,
 }
 
 // guarded runs step in a transaction that outlives its caller's context, and then

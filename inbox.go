@@ -84,8 +84,8 @@ type Inbox struct {
 // be nil. They are called in the goroutine that handles the message, and should
 // be quick.
 type Observer struct {
-	// Committed is called when a handler's transaction has committed. took is
-	// the time since Once was called.
+	// Committed is called when a handler's transaction has committed, and when a claim
+	// has been settled as happened. took is the time since Once or Claim was called.
 	Committed func(ctx context.Context, consumer, key string, took time.Duration)
 
 	// Duplicate is called for a message that was handled before.
@@ -197,6 +197,21 @@ func orDefault(value, otherwise time.Duration) time.Duration {
 		return otherwise
 	}
 	return value
+}
+
+// EffectTime returns how much of a lease an effect may use up: all but a tenth, and but
+// for 5 seconds at most. 0 means the Inbox's Lease. It fails if the lease is too short
+// or too long.
+func (in *Inbox) EffectTime(lease time.Duration) (time.Duration, error) {
+	if err := in.validate(); err != nil {
+		return 0, err
+	}
+	in.start.Do(in.setUp)
+	lease = orDefault(lease, in.Lease)
+	if lease < leastLease || lease > mostLease {
+		return 0, fmt.Errorf("oncemill: a lease of %v: must be from %v to %v", lease, leastLease, mostLease)
+	}
+	return lease - leaseMargin(lease), nil
 }
 
 // Check reports whether the Inbox can work: its fields are valid, the database

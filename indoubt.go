@@ -36,14 +36,6 @@ type InDoubt struct {
 	stored string
 }
 
-// ParkedMessage is a message that was acknowledged while its claim is in doubt.
-type ParkedMessage struct {
-	Topic    string
-	UUID     string
-	Metadata map[string]string
-	Payload  []byte
-}
-
 // ProviderKey returns what Claim.ProviderKey returned to the attempts.
 func (d InDoubt) ProviderKey() string { return providerKey(d.Consumer, d.stored) }
 
@@ -51,7 +43,7 @@ func (d InDoubt) ProviderKey() string { return providerKey(d.Consumer, d.stored)
 const inDoubtColumns = `c.consumer, c.key, c.token, c.attempts, c.claimed_at, c.effect_until, COALESCE(c.in_doubt_since, c.lease_until),
 	COALESCE(c.reason, ''), COALESCE(c.asked, 0), CASE WHEN c.ask_after < 'infinity' THEN c.ask_after END, COALESCE(c.ask_after = 'infinity', false),
 	COALESCE(e.amount::text, ''), COALESCE(e.currency, ''), e.payload,
-	p.topic, p.uuid, p.metadata, p.payload`
+	p.topic, p.uuid, p.metadata, p.ordering_key, p.payload`
 
 // inDoubtJoins are what belongs to a claim c in doubt.
 const inDoubtJoins = `
@@ -65,15 +57,15 @@ LEFT JOIN LATERAL (
 func scanInDoubt(rows *sql.Rows, more ...any) (d InDoubt, err error) {
 	var askAfter sql.NullTime
 	var topic, uuid sql.NullString
-	var meta, payload []byte
+	var meta, orderingKey, payload []byte
 	err = rows.Scan(append([]any{&d.Consumer, &d.stored, &d.Token, &d.Attempts, &d.FirstClaimed, &d.EffectUntil, &d.Since,
-		&d.Reason, &d.Asked, &askAfter, &d.GivenUp, &d.Amount, &d.Currency, &d.Payload, &topic, &uuid, &meta, &payload}, more...)...)
+		&d.Reason, &d.Asked, &askAfter, &d.GivenUp, &d.Amount, &d.Currency, &d.Payload, &topic, &uuid, &meta, &orderingKey, &payload}, more...)...)
 	if err != nil {
 		return d, err
 	}
 	d.Key, d.AskAfter = shownKey(d.stored), askAfter.Time
 	if topic.Valid {
-		d.Message = &ParkedMessage{Topic: topic.String, UUID: uuid.String, Payload: payload}
+		d.Message = &ParkedMessage{Topic: topic.String, UUID: uuid.String, OrderingKey: orderingKey, Payload: payload}
 		d.Message.Metadata, err = metadata.Decode(meta)
 	}
 	return d, err

@@ -6,10 +6,16 @@ import (
 	"time"
 )
 
-// Context returns ctx with the claim in it and with the claim's Deadline, whose
-// passing is the cause ErrLeaseOver.
+// Context returns a context for the effect, with the values of ctx and the claim in it.
+// It ends at the claim's Deadline, with the cause ErrLeaseOver, and Inbox.DrainTimeout
+// after ctx was cancelled, with the cause ErrDrained.
 func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithDeadlineCause(ContextWithClaim(ctx, c), c.Deadline(), ErrLeaseOver)
+	work, stop := c.consumer.in.detach(ContextWithClaim(ctx, c))
+	work, cancel := context.WithDeadlineCause(work, c.Deadline(), ErrLeaseOver)
+	return work, func() {
+		cancel()
+		stop()
+	}
 }
 
 // Keep runs fn, for an effect that may take longer than a lease, and extends the

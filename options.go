@@ -1,7 +1,6 @@
 package oncemill
 
 import (
-	"context"
 	"fmt"
 	"regexp"
 	"time"
@@ -36,9 +35,11 @@ type ClaimOptions struct {
 	// claimed again.
 	KeyLifetime time.Duration
 
-	// OnInDoubt runs in the transaction that finds the claim in doubt, before
-	// Claim returns ErrInDoubt. If it fails, Claim returns its error. Optional.
-	OnInDoubt func(ctx context.Context, tx Tx) error
+	// Park is the message, to be stored if its claim is found in doubt, in the same
+	// transaction: it can be acknowledged once Claim has returned ErrInDoubt. If the
+	// effect turns out not to have happened, it goes back to its topic through the
+	// outbox. Optional.
+	Park *ParkedMessage
 
 	// Amount is what the effect is about, as a decimal number such as "452.00", and
 	// Currency what it is counted in. Both are kept in the claim's events and
@@ -71,7 +72,7 @@ func (o *ClaimOptions) checkOnce() error {
 	switch {
 	case o.Outcome != "" && o.Outcome != Settled && o.Outcome != Dead:
 		return fmt.Errorf("ClaimOptions.Outcome is %q: must be Settled or Dead", o.Outcome)
-	case o.Lease != 0 || o.KeyLifetime != 0 || o.OnInDoubt != nil || o.Amount != "" || o.Currency != "" || o.Payload != nil || o.Actor != "" || o.Patient:
+	case o.Lease != 0 || o.KeyLifetime != 0 || o.Park != nil || o.Amount != "" || o.Currency != "" || o.Payload != nil || o.Actor != "" || o.Patient:
 		return fmt.Errorf("ClaimOptions.Lease and what follows it are for Claim: Once has no use for them")
 	}
 	return nil
@@ -91,6 +92,8 @@ func (o *ClaimOptions) checkClaim() error {
 		return fmt.Errorf("ClaimOptions.Currency is %.40q: must be at most %d bytes of UTF-8", o.Currency, mostCurrency)
 	case len(o.Payload) > MostResult:
 		return fmt.Errorf("ClaimOptions.Payload has %d bytes: at most %d are kept; give a reference to it", len(o.Payload), MostResult)
+	case o.Park != nil:
+		return o.Park.check()
 	}
 	return nil
 }

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/oncemill/oncemill"
-	"github.com/oncemill/oncemill/internal/delivery"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -96,7 +94,7 @@ func (o Once) Publisher() *outbox.Publisher {
 	if o.Outbox != nil {
 		return o.Outbox
 	}
-	return &outbox.Publisher{Schema: o.Inbox.Schema, Notify: o.Inbox.DB}
+	return defaultPublisher(o.Inbox)
 }
 
 func (o Once) handle(msg *message.Message, h message.HandlerFunc) error {
@@ -116,75 +114,7 @@ func (o Once) handle(msg *message.Message, h message.HandlerFunc) error {
 // the message has no key, or an ErrNoConsumer; in the first case the consumer is
 // returned nevertheless.
 func (o Once) Claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
-	if c, err = o.consumer(msg); err != nil {
-		return nil, "", opts, fmt.Errorf("oncemill: message %q: %w", msg.UUID, err)
-	}
-	key, opts, err = o.identify(msg)
-	if err != nil {
-		return c, "", oncemill.ClaimOptions{}, &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: err}
-	}
-	return c, key, opts, nil
-}
-
-// consumer finds in whose name to claim.
-func (o Once) consumer(msg *message.Message) (c *oncemill.Consumer, err error) {
-	name := o.Consumer
-	if name == "" {
-		name = message.HandlerNameFromCtx(msg.Context())
-	}
-	if name == "" {
-		return nil, ErrNoConsumer
-	}
-	defer func() { // the name of a handler is only seen here
-		if unfit := recover(); unfit != nil {
-			err = fmt.Errorf("%w (the handler's does not do: %v)", ErrNoConsumer, unfit)
-		}
-	}()
-	return o.Inbox.Consumer(name), nil
-}
-
-// identify calls the user's functions. One that panics on a message does so on
-// each delivery, so that is an error like any other.
-func (o Once) identify(msg *message.Message) (key string, opts oncemill.ClaimOptions, err error) {
-	defer func() {
-		if panicked := recover(); panicked != nil {
-			err = fmt.Errorf("%w: Key or Fingerprint panicked: %v", oncemill.ErrNoKey, panicked)
-		}
-	}()
-	keyOf := o.Key
-	if keyOf == nil {
-		keyOf = ByUUID
-	}
-	if key, err = keyOf(msg); err != nil {
-		return "", opts, noKey(err)
-	}
-	if key == "" {
-		return "", opts, fmt.Errorf("%w: Key returned an empty one for message %q", oncemill.ErrNoKey, msg.UUID)
-	}
-	if o.Fingerprint != nil {
-		if opts.Fingerprint, err = o.Fingerprint(msg); err != nil {
-			return "", opts, noKey(fmt.Errorf("fingerprint: %w", err))
-		}
-	}
-	opts.Origin = origin(msg)
-	return key, opts, nil
-}
-
-func noKey(err error) error {
-	if errors.Is(err, oncemill.ErrNoKey) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", oncemill.ErrNoKey, err)
-}
-
-// origin tells when a message was first written: to the outbox, or else to the
-// broker. Zero: unknown.
-func origin(msg *message.Message) time.Time {
-	if t, err := time.Parse(time.RFC3339Nano, msg.Metadata.Get(outbox.OriginMetadata)); err == nil {
-		return t
-	}
-	info, _ := delivery.From(msg.Context())
-	return info.Time
+	return identity{o.Inbox, o.Consumer, o.Key, o.Fingerprint}.claim(msg)
 }
 
 // run runs the handler on a copy of the message, and writes what it returns to
@@ -205,19 +135,8 @@ func (o Once) run(ctx context.Context, msg *message.Message, h message.HandlerFu
 	case len(produced) == 0:
 		return nil
 	}
-	topic := message.PublishTopicFromCtx(ctx)
-	if topic == "" {
-		return ErrNoTopic
-	}
 	o.warnOfDetour(ctx)
-	for _, out := range produced {
-		if out == nil {
-			continue // the outbox says which
-		}
-		carryOn(msg, out)
-		out.SetContext(ctx) // where the outbox finds the transaction
-	}
-	return o.Outbox.Publish(topic, produced...)
+	return publish(ctx, o.Outbox, msg, produced)
 }
 
 // warnOfDetour says once if a handler's messages will not take the way that its
@@ -231,39 +150,4 @@ func (o Once) warnOfDetour(ctx context.Context) {
 		o.Inbox.Logger.WarnContext(ctx, "oncemill: what this handler returns goes to the outbox, for a relay to send, and not to its publisher; give AddHandler an *outbox.Publisher",
 			"handler", message.HandlerNameFromCtx(ctx), "publisher", publisher)
 	})
-}
-
-// ownCopy copies all that a handler could change, the payload's bytes included.
-func ownCopy(ctx context.Context, msg *message.Message) *message.Message {
-	own := msg.Copy()
-	own.Payload = append(message.Payload(nil), msg.Payload...)
-	own.SetContext(ctx)
-	return own
-}
-
-// carried are the metadata by which a chain of messages is followed: Watermill's
-// correlation id, and W3C Trace Context and Baggage.
-var carried = []string{wm.CorrelationIDMetadataKey, "traceparent", "tracestate", "baggage"}
-
-// carryOn copies what identifies the chain of messages from one to the next,
-// unless the handler has set it.
-func carryOn(from, to *message.Message) {
-	for _, name := range carried {
-		value, ok := from.Metadata[name]
-		if _, set := to.Metadata[name]; ok && !set {
-			if to.Metadata == nil {
-				to.Metadata = make(message.Metadata)
-			}
-			to.Metadata.Set(name, value)
-		}
-	}
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }

@@ -71,5 +71,6 @@ func (d *Delivery) with(ctx context.Context, created time.Time, hold func(func(c
 		Time:     d.Time,
 		Attempt:  d.Attempt,
 		Hold:     hold,
+		Delay:    new(delivery.Delay),
 	})
 }

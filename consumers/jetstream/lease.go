@@ -95,7 +95,7 @@ func (s *subscription) delayAfter(l *lease) time.Duration {
 	case <-s.ending:
 		return 0
 	default:
-		return s.nakDelay(l.tries)
+		return delivery.DelayAfter(l.msg.Context(), s.nakDelay(l.tries))
 	}
 }
 

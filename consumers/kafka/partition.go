@@ -215,7 +215,7 @@ func (s *session) handedOut(e *entry) {
 		case <-msg.Acked():
 			s.succeeded(e)
 		case <-msg.Nacked():
-			s.again(e, s.nakDelay(e.tries+1))
+			s.again(e, delivery.DelayAfter(msg.Context(), s.nakDelay(e.tries+1)))
 		case <-s.hard.Done():
 		}
 	})
@@ -387,6 +387,7 @@ func (s *session) with(ctx context.Context, e *entry) context.Context {
 	d := deliveryOf(e)
 	ctx = context.WithValue(ctx, contextKey{}, d)
 	info := delivery.Info{
+		Delay:    new(delivery.Delay),
 		Position: d.position(),
 		Place:    d.place,
 		Hold:     s.hold,

@@ -31,6 +31,10 @@ type Info struct {
 	// Attempt counts the deliveries of this message, from 1. 0: unknown.
 	Attempt uint64
 
+	// Delay takes a wish about the delay after a nack. nil: the subscriber has its own
+	// ideas.
+	Delay *Delay
+
 	// Hold asks the subscriber to fetch nothing more until probe returns nil.
 	// The subscriber calls probe again and again, with a pause between the
 	// calls, until then. Hold returns at once; while a hold is on, further

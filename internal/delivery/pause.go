@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,4 +48,24 @@ func Sleep(ctx context.Context, d time.Duration) bool {
 func NakDelay(attempt uint64) time.Duration {
 	const least, most, doublings = 100 * time.Millisecond, 30 * time.Second, 9
 	return min(least<<min(max(attempt, 1)-1, doublings), most)
+}
+
+// A Delay is a wish about when a message that is nacked is delivered again. The zero
+// value is none.
+type Delay struct{ ns atomic.Int64 }
+
+// Wish sets the delay.
+func (d *Delay) Wish(delay time.Duration) { d.ns.Store(int64(delay)) }
+
+// DelayAfter returns what was wished for the message with this context, and else
+// otherwise.
+func DelayAfter(ctx context.Context, otherwise time.Duration) time.Duration {
+	info, _ := From(ctx)
+	if info.Delay == nil {
+		return otherwise
+	}
+	if wish := info.Delay.ns.Load(); wish > 0 {
+		return time.Duration(wish)
+	}
+	return otherwise
 }

@@ -1,0 +1,152 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+// identity tells in whose name and under which key a message is claimed, for Once and
+// Guard alike. Its fields are theirs.
+type identity struct {
+	inbox       *oncemill.Inbox
+	consumer    string
+	key         KeyFunc
+	fingerprint func(msg *message.Message) ([]byte, error)
+}
+
+func (i identity) claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
+	if c, err = i.consumerOf(msg); err != nil {
+		return nil, "", opts, fmt.Errorf("oncemill: message %q: %w", msg.UUID, err)
+	}
+	key, opts, err = i.identify(msg)
+	if err != nil {
+		return c, "", oncemill.ClaimOptions{}, &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: err}
+	}
+	return c, key, opts, nil
+}
+
+// consumerOf finds in whose name to claim.
+func (i identity) consumerOf(msg *message.Message) (c *oncemill.Consumer, err error) {
+	name := i.consumer
+	if name == "" {
+		name = message.HandlerNameFromCtx(msg.Context())
+	}
+	if name == "" {
+		return nil, ErrNoConsumer
+	}
+	defer func() { // the name of a handler is only seen here
+		if unfit := recover(); unfit != nil {
+			err = fmt.Errorf("%w (the handler's does not do: %v)", ErrNoConsumer, unfit)
+		}
+	}()
+	return i.inbox.Consumer(name), nil
+}
+
+// identify calls the user's functions. One that panics on a message does so on
+// each delivery, so that is an error like any other.
+func (i identity) identify(msg *message.Message) (key string, opts oncemill.ClaimOptions, err error) {
+	defer func() {
+		if panicked := recover(); panicked != nil {
+			err = fmt.Errorf("%w: Key or Fingerprint panicked: %v", oncemill.ErrNoKey, panicked)
+		}
+	}()
+	keyOf := i.key
+	if keyOf == nil {
+		keyOf = ByUUID
+	}
+	if key, err = keyOf(msg); err != nil {
+		return "", opts, noKey(err)
+	}
+	if key == "" {
+		return "", opts, fmt.Errorf("%w: Key returned an empty one for message %q", oncemill.ErrNoKey, msg.UUID)
+	}
+	if i.fingerprint != nil {
+		if opts.Fingerprint, err = i.fingerprint(msg); err != nil {
+			return "", opts, noKey(fmt.Errorf("fingerprint: %w", err))
+		}
+	}
+	opts.Origin = origin(msg)
+	return key, opts, nil
+}
+
+func noKey(err error) error {
+	if errors.Is(err, oncemill.ErrNoKey) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", oncemill.ErrNoKey, err)
+}
+
+// origin tells when a message was first written: to the outbox, or else to the
+// broker. Zero: unknown.
+func origin(msg *message.Message) time.Time {
+	if t, err := time.Parse(time.RFC3339Nano, msg.Metadata.Get(outbox.OriginMetadata)); err == nil {
+		return t
+	}
+	info, _ := delivery.From(msg.Context())
+	return info.Time
+}
+
+func defaultPublisher(in *oncemill.Inbox) *outbox.Publisher {
+	return &outbox.Publisher{Schema: in.Schema, Notify: in.DB}
+}
+
+// publish writes what a handler has returned for msg to the outbox, in the
+// transaction that ctx carries.
+func publish(ctx context.Context, to *outbox.Publisher, msg *message.Message, produced []*message.Message) error {
+	topic := message.PublishTopicFromCtx(ctx)
+	if topic == "" {
+		return ErrNoTopic
+	}
+	for _, out := range produced {
+		if out == nil {
+			continue // the outbox says which
+		}
+		carryOn(msg, out)
+		out.SetContext(ctx) // where the outbox finds the transaction
+	}
+	return to.Publish(topic, produced...)
+}
+
+// ownCopy copies all that a handler could change, the payload's bytes included.
+func ownCopy(ctx context.Context, msg *message.Message) *message.Message {
+	own := msg.Copy()
+	own.Payload = append(message.Payload(nil), msg.Payload...)
+	own.SetContext(ctx)
+	return own
+}
+
+// carried are the metadata by which a chain of messages is followed: Watermill's
+// correlation id, and W3C Trace Context and Baggage.
+var carried = []string{wm.CorrelationIDMetadataKey, "traceparent", "tracestate", "baggage"}
+
+// carryOn copies what identifies the chain of messages from one to the next,
+// unless the handler has set it.
+func carryOn(from, to *message.Message) {
+	for _, name := range carried {
+		value, ok := from.Metadata[name]
+		if _, set := to.Metadata[name]; ok && !set {
+			if to.Metadata == nil {
+				to.Metadata = make(message.Metadata)
+			}
+			to.Metadata.Set(name, value)
+		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
