@@ -16,6 +16,7 @@ const (
 	EventExtended  EventKind = "extended"   // another lease
 	EventSettled   EventKind = "settled"    // the effect happened
 	EventFailed    EventKind = "failed"     // it did not, and never will
+	EventDead      EventKind = "dead"       // the message was given up, and is a dead letter
 	EventReleased  EventKind = "released"   // it did not; the key is free
 	EventInDoubt   EventKind = "in doubt"   // nobody knows
 	EventAsked     EventKind = "asked"      // a resolver has asked, and still nobody knows

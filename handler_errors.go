@@ -69,11 +69,15 @@ func (in *Inbox) exec(ctx context.Context, query string, args ...any) (rows int6
 	return rows, err
 }
 
-// ForgetErrors sets the handler errors of a message back to none, in the
-// transaction tx.
-func (c *Consumer) ForgetErrors(ctx context.Context, tx Tx, key string) error {
-	_, err := tx.ExecContext(ctx, c.in.sql.in(`DELETE FROM {schema}.handler_errors WHERE consumer = $1 AND key = $2`),
-		c.name, storedKey(key))
+// GiveUp sets the handler errors of a message back to none and notes in the events why
+// it is given up, in the transaction tx, which claims its key as Dead.
+func (c *Consumer) GiveUp(ctx context.Context, tx Tx, key, reason string) error {
+	_, err := tx.ExecContext(ctx, c.in.sql.in(`
+WITH forgotten AS (
+	DELETE FROM {schema}.handler_errors WHERE consumer = $1 AND key = $2
+)
+INSERT INTO {schema}.events (consumer, key, kind, actor, note) VALUES ($1, $2, $3, $4, $5)`),
+		c.name, storedKey(key), string(EventDead), thisProcess(), storedText(reason))
 	return err
 }
 

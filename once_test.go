@@ -486,7 +486,7 @@ func TestHandlerErrorsAreCountedOutsideOfTheTransaction(t *testing.T) {
 	}
 	c := f.consumer()
 	must(t, c.Once(within(t), "k\x00", func(ctx context.Context, tx oncemill.Tx) error {
-		return c.ForgetErrors(ctx, tx, "k\x00")
+		return c.GiveUp(ctx, tx, "k\x00", "why")
 	}))
 	n, err := c.CountError(within(t), "k\x00", errors.New("too late"))
 	if n != 0 || err != nil {

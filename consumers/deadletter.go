@@ -55,11 +55,11 @@ func (s Stack) bury(msg *message.Message, g grave) error {
 	opts := oncemill.ClaimOptions{Fingerprint: g.opts.Fingerprint, Outcome: oncemill.Dead}
 	err := g.consumer.OnceWith(msg.Context(), g.key, opts, func(ctx context.Context, tx oncemill.Tx) error {
 		buried = true
-		if err := g.consumer.ForgetErrors(ctx, tx, g.key); err != nil {
+		if err := g.consumer.GiveUp(ctx, tx, g.key, g.cause.Error()); err != nil {
 			return err
 		}
 		letter.SetContext(ctx)
-		return s.Once.Outbox.Publish(s.DeadLetterTopic, letter)
+		return s.claims().Publisher().Publish(s.DeadLetterTopic, letter)
 	})
 	switch {
 	case errors.Is(err, oncemill.ErrKeyReused) && g.opts.Fingerprint != nil:

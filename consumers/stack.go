@@ -13,6 +13,7 @@ import (
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/internal/delivery"
 	"github.com/oncemill/oncemill/middleware"
+	"github.com/oncemill/oncemill/outbox"
 )
 
 // Never is the limit that is none.
@@ -24,16 +25,22 @@ const Never = -1
 //   - dead letter: gives up a message whose handler keeps failing;
 //   - retry: runs again at once what failed by a deadlock;
 //   - recover: makes a panic an error;
-//   - Once: the transaction.
+//   - Once: the transaction; or, for effects outside of Postgres, Guard: the lease.
 //
 // Middlewares that the router had before are outside of these, which is the
 // place for metrics. Those that are added later run inside of the transaction.
 // Handlers need no middleware of their own for retries, panics or poisoned
 // messages; inside, those would commit half of a handler's work.
 type Stack struct {
-	// Once is the transactional middleware. Its Inbox is required; the other
-	// fields are optional.
+	// Once is the transactional middleware. Its Inbox is required, unless there is a
+	// Guard; the other fields are optional.
 	Once middleware.Once
+
+	// Guard takes the place of Once, for handlers whose effects are outside of
+	// Postgres. An error after which the effect certainly did not happen is a handler's
+	// error and counts towards MaxErrors; an effect in doubt does not, and is never a
+	// dead letter. Run its Resolver too, if it has Ask.
+	Guard *middleware.Guard
 
 	// MaxErrors is the number of deliveries that may end in an error or a panic
 	// of the handler. With the last of them the message becomes a dead letter.
@@ -65,7 +72,7 @@ func (s Stack) Apply(ctx context.Context, router *message.Router) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := s.Once.Inbox.Check(ctx); err != nil {
+	if err := s.inbox().Check(ctx); err != nil {
 		return fmt.Errorf("oncemill: Stack: %w", err)
 	}
 	router.AddMiddleware(
@@ -80,14 +87,37 @@ func (s Stack) Apply(ctx context.Context, router *message.Router) error {
 			ResetContextOnRetry: true,
 		}.Middleware,
 		wm.Recoverer,
-		s.Once.Middleware,
+		s.claims().Middleware,
 	)
 	return nil
 }
 
+// A claimer is Once or Guard.
+type claimer interface {
+	Claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error)
+	Middleware(h message.HandlerFunc) message.HandlerFunc
+	Publisher() *outbox.Publisher
+}
+
+func (s *Stack) claims() claimer {
+	if s.Guard != nil {
+		return s.Guard
+	}
+	return s.Once
+}
+
+func (s *Stack) inbox() *oncemill.Inbox {
+	if s.Guard != nil {
+		return s.Guard.Inbox
+	}
+	return s.Once.Inbox
+}
+
 func (s *Stack) setDefaults() error {
 	switch {
-	case s.Once.Inbox == nil:
+	case s.Guard != nil && s.Once.Inbox != nil:
+		return errors.New("oncemill: Stack.Once and Stack.Guard are both set: a handler has its effects in Postgres or outside; leave one of them out, and use a router for each")
+	case s.Guard == nil && s.Once.Inbox == nil:
 		return errors.New("oncemill: Stack.Once.Inbox is nil: set it to your *oncemill.Inbox")
 	case s.MaxErrors < Never:
 		return fmt.Errorf("oncemill: Stack.MaxErrors is %d: must be positive, 0 for the default or Never", s.MaxErrors)
@@ -103,7 +133,16 @@ func (s *Stack) setDefaults() error {
 	if s.DeadLetterTopic == "" {
 		s.DeadLetterTopic = "dead-letter"
 	}
-	s.Once.Outbox = s.Once.Publisher()
+	if s.Guard == nil {
+		s.Once.Outbox = s.Once.Publisher()
+		return nil
+	}
+	if err := s.Guard.Check(); err != nil {
+		return err
+	}
+	guard := *s.Guard // the user's is left as it is
+	guard.Outbox = guard.Publisher()
+	s.Guard = &guard
 	return nil
 }
 
@@ -112,7 +151,11 @@ func (s Stack) deadLetter(h message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		// Before the handler runs: it may be what ends the process.
 		if attempt, over := s.deliveredTooOften(msg); over {
-			return nil, s.failed(msg, fmt.Errorf("%w: this is delivery %d", errTooOften, attempt))
+			err := s.failed(msg, fmt.Errorf("%w: this is delivery %d", errTooOften, attempt))
+			if s.Guard == nil || !errors.Is(err, oncemill.ErrInFlight) {
+				return nil, err
+			}
+			// Its effect is in doubt, and must not be given up.
 		}
 		produced, err := h(msg)
 		if err == nil {
@@ -134,7 +177,7 @@ func (s Stack) deliveredTooOften(msg *message.Message) (attempt uint64, over boo
 // for which it is to be delivered again.
 func (s Stack) failed(msg *message.Message, cause error) error {
 	info, _ := delivery.From(msg.Context())
-	consumer, key, opts, err := s.Once.Claim(msg)
+	consumer, key, opts, err := s.claims().Claim(msg)
 	g := grave{consumer: consumer, key: key, opts: opts, cause: cause}
 	switch {
 	case isOutage(cause):
@@ -171,7 +214,9 @@ func isOutage(err error) bool {
 	if errors.Is(err, oncemill.ErrUnavailable) || !errors.As(err, &e) {
 		return errors.Is(err, oncemill.ErrUnavailable)
 	}
-	for _, ours := range []error{oncemill.ErrInFlight, oncemill.ErrKeyReused, oncemill.ErrTooOld, oncemill.ErrDrained} {
+	for _, ours := range []error{
+		oncemill.ErrInFlight, oncemill.ErrInDoubt, oncemill.ErrSettled, oncemill.ErrKeyReused, oncemill.ErrTooOld, oncemill.ErrDrained,
+	} {
 		if errors.Is(err, ours) {
 			return false
 		}
@@ -182,14 +227,14 @@ func isOutage(err error) bool {
 // hold has the subscriber wait for the database.
 func (s Stack) hold(info delivery.Info, cause error) error {
 	if info.Hold != nil {
-		info.Hold(s.Once.Inbox.Check)
+		info.Hold(s.inbox().Check)
 	}
 	return cause
 }
 
 func (s Stack) logger() *slog.Logger {
-	if s.Once.Inbox.Logger != nil {
-		return s.Once.Inbox.Logger
+	if logger := s.inbox().Logger; logger != nil {
+		return logger
 	}
 	return slog.Default()
 }

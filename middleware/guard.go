@@ -316,7 +316,7 @@ func (g Guard) settle(msg *message.Message, claim *oncemill.Claim, publishing fu
 	}
 	// What belongs to the effect cannot be written: only a person, or another attempt
 	// with the same provider key, can bring both together.
-	return g.doubt(msg, claim, fmt.Errorf("the effect happened, but it could not be settled: %w", err))
+	return g.doubt(msg, claim, fmt.Errorf("the effect happened, but that could not be settled: %w", err))
 }
 
 // persist calls end again and again while the database is away, until the lease is
@@ -350,6 +350,9 @@ func (g Guard) fail(msg *message.Message, claim *oncemill.Claim, cause error, pu
 	if err == nil {
 		g.Inbox.Logger.WarnContext(msg.Context(), "oncemill: an effect failed for good", "consumer", claim.Consumer(), "key", claim.Key(), "error", cause)
 		return nil
+	}
+	if oncemill.IsHandlerError(err) {
+		return g.doubt(msg, claim, fmt.Errorf("the effect did not happen, but that could not be settled: %w", errors.Join(err, cause)))
 	}
 	return errors.Join(err, cause)
 }

@@ -258,7 +258,9 @@ func TestGuardSettlesWithoutAResultThatIsTooLarge(t *testing.T) {
 func TestAGuardThatCannotWorkIsRefusedAtWiring(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	ask := func(context.Context, oncemill.InDoubt) (oncemill.Resolution, error) { return oncemill.Resolution{}, nil }
+	ask := func(context.Context, oncemill.InDoubt) (oncemill.Resolution, error) {
+		return oncemill.Resolution{}, nil
+	}
 	for says, guard := range map[string]middleware.Guard{
 		"Guard.Inbox is nil":          {},
 		"Guard.Timeout is 30s":        {Inbox: f.inbox, Lease: 30 * time.Second, Timeout: 30 * time.Second},

@@ -1,0 +1,105 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/consumers"
+	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/middleware"
+)
+
+func TestAnEffectThatNeverHappensMakesADeadLetter(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	var runs atomic.Int32
+	stack := consumers.Stack{Guard: &middleware.Guard{Inbox: &oncemill.Inbox{DB: db}}, MaxErrors: 3}
+	w := newWorker(t, stack, func(*message.Message) error {
+		runs.Add(1)
+		return oncemill.DidNotHappen(errors.New("connection refused"))
+	})
+	for i, acked := range []bool{false, false, true, true} {
+		if got := w.deliver(message.NewMessage("u", nil), delivery.Info{}); got != acked {
+			t.Errorf("delivery %d: acked %v, want %v", i+1, got, acked)
+		}
+	}
+	if runs.Load() != 3 || len(letters(t, db)) != 1 {
+		t.Errorf("%d runs and %d dead letters, want 3 and 1", runs.Load(), len(letters(t, db)))
+	}
+	if n := count(t, db, `SELECT count(*) FROM oncemill.events WHERE kind = 'dead' AND note LIKE '%connection refused%'`); n != 1 {
+		t.Errorf("%d events say why, want 1", n)
+	}
+}
+
+// An effect in doubt may have happened: it must not be given up, however often its
+// message is delivered.
+func TestAnEffectInDoubtIsNeverADeadLetter(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	var runs atomic.Int32
+	stack := consumers.Stack{
+		Guard:         &middleware.Guard{Inbox: &oncemill.Inbox{DB: db}, KeyLifetime: time.Hour},
+		MaxErrors:     1,
+		MaxDeliveries: 1,
+	}
+	w := newWorker(t, stack, func(*message.Message) error {
+		if runs.Add(1) == 4 {
+			return nil
+		}
+		return errors.New("reply lost")
+	})
+	for i, acked := range []bool{false, false, false, true} {
+		if got := w.deliver(message.NewMessage("u", nil), delivery.Info{Attempt: uint64(i + 1)}); got != acked {
+			t.Errorf("delivery %d: acked %v, want %v", i+1, got, acked)
+		}
+	}
+	if n := len(letters(t, db)); n != 0 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+// The subscriber is asked to wait for as long as the other attempt has left.
+func TestAClaimHeldByAnotherIsNackedWithADelay(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	inbox := &oncemill.Inbox{DB: db}
+	_, err := inbox.Consumer("billing").Claim(within(t), "u", oncemill.ClaimOptions{Lease: 10 * time.Second})
+	must(t, err)
+	w := newWorker(t, consumers.Stack{Guard: &middleware.Guard{Inbox: inbox}}, func(*message.Message) error {
+		t.Error("ran")
+		return nil
+	})
+	info := delivery.Info{Delay: new(delivery.Delay)}
+	if w.deliver(message.NewMessage("u", nil), info) {
+		t.Error("acked")
+	}
+	delay := delivery.DelayAfter(delivery.With(context.Background(), info), 0)
+	if delay <= 0 || delay > 10*time.Second {
+		t.Errorf("delay %v, want what is left of 10 s", delay)
+	}
+}
+
+func TestAStackHasOnceOrGuard(t *testing.T) {
+	t.Parallel()
+	router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
+	must(t, err)
+	inbox := &oncemill.Inbox{DB: newDB(t)}
+	for says, stack := range map[string]consumers.Stack{
+		"both set":           {Once: middleware.Once{Inbox: inbox}, Guard: &middleware.Guard{Inbox: inbox}},
+		"Once.Inbox is nil":  {},
+		"Guard.Inbox is nil": {Guard: &middleware.Guard{}},
+		"Guard.Timeout":      {Guard: &middleware.Guard{Inbox: inbox, Timeout: time.Hour}},
+	} {
+		if err := stack.Apply(within(t), router); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+}
