@@ -2,6 +2,7 @@ package oncemill
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"time"
 )
@@ -12,14 +13,15 @@ type EventKind string
 // What can happen to a guarded claim. Its events are the rows of the table events.
 const (
 	EventClaimed   EventKind = "claimed"    // the first attempt begins
-	EventTakenOver EventKind = "taken over" // by another attempt, or by a resolver
+	EventTakenOver EventKind = "taken over" // another attempt begins
+	EventAsking    EventKind = "asking"     // a resolver has taken it over, to ask
 	EventExtended  EventKind = "extended"   // another lease
 	EventSettled   EventKind = "settled"    // the effect happened
 	EventFailed    EventKind = "failed"     // it did not, and never will
 	EventDead      EventKind = "dead"       // the message was given up, and is a dead letter
 	EventReleased  EventKind = "released"   // it did not; the key is free
 	EventInDoubt   EventKind = "in doubt"   // nobody knows
-	EventAsked     EventKind = "asked"      // a resolver has asked, and still nobody knows
+	EventAsked     EventKind = "asked"      // it has, and still nobody knows
 	EventBlocked   EventKind = "blocked"    // somebody else has claimed the key, and was refused
 	EventConflict  EventKind = "conflict"   // the same, with another fingerprint
 	EventRefused   EventKind = "refused"    // an end by somebody whose claim it is no longer
@@ -27,10 +29,10 @@ const (
 
 // Blocked is how many effects of a consumer did not happen a second time.
 type Blocked struct {
-	Consumer string
-	Currency string // as given to Claim; "": none was
-	Claims   int64  // how many were refused
-	Amount   string // the sum of their amounts, as a decimal number
+	Consumer string `json:"consumer"`
+	Currency string `json:"currency"` // as given to Claim; "": none was
+	Claims   int64  `json:"claims"`   // how many were refused
+	Amount   string `json:"amount"`   // the sum of their amounts, as a decimal number
 }
 
 // Blocked sums up the claims that were refused from one time up to, but without,
@@ -59,4 +61,58 @@ GROUP BY 1, 2 ORDER BY 1, 2`), consumer, from, to)
 		return nil, fmt.Errorf("oncemill: sum up what was blocked: %w", markUnavailable(err))
 	}
 	return all, nil
+}
+
+// An Event is what happened to one claim.
+type Event struct {
+	ID       int64     `json:"id"` // grows in the order in which events were written
+	At       time.Time `json:"at"`
+	Kind     EventKind `json:"kind"`
+	Token    int64     `json:"token"` // 0: it is about none
+	Actor    string    `json:"actor"` // who did it
+	Note     string    `json:"note"`
+	Amount   string    `json:"amount"` // as given to Claim
+	Currency string    `json:"currency"`
+	Payload  []byte    `json:"payload"`
+	Result   []byte    `json:"result"` // what the claim was settled with, or what a refused call wanted to settle it with
+}
+
+// Events returns up to limit events of one key, in their order, from after the event
+// with the id after on. They are kept for Inbox.EventRetention.
+func (c *Consumer) Events(ctx context.Context, key string, after int64, limit int) ([]Event, error) {
+	rows, err := c.in.DB.QueryContext(ctx, c.in.sql.in(`
+SELECT id, at, kind, COALESCE(token, 0), COALESCE(actor, ''), COALESCE(note, ''),
+	COALESCE(amount::text, ''), COALESCE(currency, ''), payload, result
+FROM {schema}.events WHERE consumer = $1 AND key = ANY (ARRAY[$2, $3]) AND id > $4
+ORDER BY id LIMIT $5`), c.name, storedKey(key), shownOr(key), after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("oncemill: events of a claim: %w", markUnavailable(err))
+	}
+	defer rows.Close()
+	var all []Event
+	for rows.Next() {
+		e, err := scanEvent(rows)
+		if err != nil {
+			return nil, fmt.Errorf("oncemill: events of a claim: %w", err)
+		}
+		all = append(all, e)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("oncemill: events of a claim: %w", markUnavailable(err))
+	}
+	return all, nil
+}
+
+func scanEvent(rows *sql.Rows) (e Event, err error) {
+	err = rows.Scan(&e.ID, &e.At, &e.Kind, &e.Token, &e.Actor, &e.Note, &e.Amount, &e.Currency, &e.Payload, &e.Result)
+	return e, err
+}
+
+// shownOr is the text that stands for key, also if key is that text itself, as InDoubt
+// shows it.
+func shownOr(key string) string {
+	if hashedKey.MatchString(key) {
+		return key
+	}
+	return storedKey(key)
 }

@@ -114,6 +114,9 @@ type Consumer struct {
 // Name returns what the consumer's claims are filed under.
 func (c *Consumer) Name() string { return c.name }
 
+// Inbox returns the Inbox that holds the consumer's claims.
+func (c *Consumer) Inbox() *Inbox { return c.in }
+
 // Consumer returns the handle of a consumer, always the same one for a name.
 // The name is part of every claim: under another name, messages that were
 // handled before run again.

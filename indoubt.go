@@ -14,24 +14,25 @@ import (
 
 // InDoubt is a claim of which nobody knows whether its effect happened.
 type InDoubt struct {
-	Consumer string
-	Key      string // as it was given to Claim; for one of more than 512 bytes, what stands for it in the table
-	Token    int64  // what Resolve wants to know, so that it does not resolve another attempt
-	Attempts int    // at the effect, so far
+	Consumer string `json:"consumer"`
+	Key      string `json:"key"`      // as it was given to Claim; for one of more than 512 bytes, what stands for it in the table
+	Token    int64  `json:"token"`    // what Resolve wants to know, so that it does not resolve another attempt
+	Attempts int    `json:"attempts"` // at the effect, so far
 
-	FirstClaimed time.Time // when the first attempt began
-	EffectUntil  time.Time // when the last attempt was over at the latest, but for a process that was frozen
-	Since        time.Time // when the claim came to be in doubt
-	Reason       string    // why it is
-	Asked        int       // how often a Resolver has asked
-	AskAfter     time.Time // when it asks again; zero: it has given up, or there was none yet
-	GivenUp      bool      // a Resolver's Deadline has passed: it is for a person to resolve
+	FirstClaimed time.Time `json:"first_claimed"`      // when the first attempt began
+	EffectUntil  time.Time `json:"effect_until"`       // when the last attempt was over at the latest, but for a process that was frozen
+	Since        time.Time `json:"since"`              // when the claim came to be in doubt
+	Reason       string    `json:"reason"`             // why it is
+	Asked        int       `json:"asked"`              // how often a Resolver has asked
+	AskAfter     time.Time `json:"ask_after,omitzero"` // when it asks again; zero: it has given up, or there was none yet
+	GivenUp      bool      `json:"given_up"`           // a Resolver's Deadline has passed: it is for a person to resolve
 
-	Amount, Currency string // as given to Claim
-	Payload          []byte // the same
+	Amount   string `json:"amount"` // as given to Claim
+	Currency string `json:"currency"`
+	Payload  []byte `json:"payload"` // in base64 where it is JSON
 
 	// Message was parked because of the claim. nil: none was, or not yet.
-	Message *ParkedMessage
+	Message *ParkedMessage `json:"message"`
 
 	stored string
 }
@@ -126,6 +127,9 @@ type Resolution struct {
 	// Settle runs in the transaction that settles the claim as happened: rows that
 	// the handler would have written with Claim.OnSettle. Optional.
 	Settle func(ctx context.Context, tx Tx) error
+
+	// Actor says who resolves, in the events. "" means this process.
+	Actor string
 }
 
 // Resolve ends a claim that is in doubt: with Happened it is settled, with
@@ -172,17 +176,41 @@ func (r *Resolution) check() error {
 	return nil
 }
 
+// Held returns by what a key is taken, nil if it is free.
+func (c *Consumer) Held(ctx context.Context, key string) (*Held, error) {
+	d := &delivered{consumer: c.name, key: key, stored: storedKey(key)}
+	if key == "" {
+		return nil, d.invalid(OpKey, ErrNoKey)
+	}
+	var held *Held
+	work, stop := c.in.detach(ctx)
+	defer stop()
+	if err := c.in.guarded(work, d, OpClaim, func(g *guardTx) (_ func(context.Context, Tx) error, err error) {
+		held, err = g.findHeld()
+		return nil, err
+	}); err != nil {
+		return nil, err
+	}
+	return held, nil
+}
+
+// findHeld is readHeld for somebody who may know the key only as InDoubt shows it.
+func (g *guardTx) findHeld() (*Held, error) {
+	held, err := g.readHeld()
+	if err == nil && held == nil && hashedKey.MatchString(g.d.key) {
+		g.d.stored = g.d.key
+		held, err = g.readHeld()
+	}
+	return held, err
+}
+
 // hashedKey is what InDoubt has for keys that are too long to be stored.
 var hashedKey = regexp.MustCompile(`^` + hashPrefix + `[0-9a-f]{64}$`)
 
 // takeInDoubt takes a claim in doubt over. Its next statement ends it; until then
 // nobody else sees it.
 func (g *guardTx) takeInDoubt(token int64) (because, err error) {
-	held, err := g.readHeld()
-	if err == nil && held == nil && hashedKey.MatchString(g.d.key) {
-		g.d.stored = g.d.key
-		held, err = g.readHeld()
-	}
+	held, err := g.findHeld()
 	switch {
 	case err != nil:
 		return nil, err
@@ -204,7 +232,7 @@ func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, b
 	if err := g.row(fenceSQL, g.d.consumer, g.d.stored).Scan(&token); err != nil {
 		return nil, nil, err
 	}
-	e := event{token: token, note: joinNotes("resolved: "+string(r.Verdict), r.Note), result: r.Result}
+	e := event{token: token, note: joinNotes("resolved: "+string(r.Verdict), r.Note), result: r.Result, actor: r.Actor}
 	if r.Verdict == NotHappened {
 		e.kind = EventReleased
 		_, err := g.release(e)

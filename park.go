@@ -10,11 +10,11 @@ import (
 
 // ParkedMessage is a message that is kept beside its claim while that is in doubt.
 type ParkedMessage struct {
-	Topic       string // to which it goes back. Required
-	UUID        string
-	Metadata    map[string]string
-	OrderingKey []byte // nil: none
-	Payload     []byte // nil: none, which an empty one is not
+	Topic       string            `json:"topic"` // to which it goes back. Required
+	UUID        string            `json:"uuid"`
+	Metadata    map[string]string `json:"metadata"`
+	OrderingKey []byte            `json:"ordering_key"` // nil: none
+	Payload     []byte            `json:"payload"`      // nil: none, which an empty one is not
 }
 
 func (m *ParkedMessage) check() error {

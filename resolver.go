@@ -133,7 +133,7 @@ WITH due AS MATERIALIZED (
 	RETURNING t.*
 ), noted AS (
 	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note)
-	SELECT consumer, key, 'taken over', token, $6, 'to ask what became of it: ' || reason FROM c
+	SELECT consumer, key, 'asking', token, $6, reason FROM c
 )
 SELECT ` + inDoubtColumns + `,
 	(extract(epoch FROM c.effect_until + $4 * interval '1 microsecond' - clock_timestamp()) * 1000000)::bigint,

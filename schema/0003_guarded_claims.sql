@@ -57,7 +57,7 @@ CREATE TABLE oncemill.events (
 	consumer text COLLATE "C" NOT NULL,
 	key      text COLLATE "C" NOT NULL,
 	kind     text NOT NULL CHECK (kind IN ('claimed', 'blocked', 'conflict', 'extended', 'settled', 'failed',
-		'dead', 'released', 'in doubt', 'taken over', 'asked', 'refused')),
+		'dead', 'released', 'in doubt', 'taken over', 'asking', 'asked', 'refused')),
 	token    bigint,
 	actor    text,
 	note     text,

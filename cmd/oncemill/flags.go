@@ -20,6 +20,7 @@ import (
 // flags are a command's flags. Each can be set in the environment as well.
 type flags struct {
 	cmd    command
+	args   []string // what the command was given besides flags
 	set    *flag.FlagSet
 	listed []listedFlag // in the order of their declaration
 }
@@ -42,14 +43,14 @@ func newFlags(cmd command) *flags {
 // read sets the flags from the arguments, and those that are not among them from
 // the environment. An empty variable counts as none.
 func (f *flags) read(args []string, env environment) error {
-	if err := f.set.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
-		return usagef("%s", strings.Replace(err.Error(), " flag -", " flag --", 1)) // as the help writes it
+	if err := f.parse(args); err != nil {
+		return err
 	}
-	if f.set.NArg() > 0 {
-		return usagef("takes flags only, but was given %d other arguments (a flag's value follows it as --name value or --name=value)", f.set.NArg())
+	switch n := len(f.cmd.args); {
+	case n == 0 && len(f.args) > 0:
+		return usagef("takes flags only, but was given %d other arguments (a flag's value follows it as --name value or --name=value)", len(f.args))
+	case n != len(f.args):
+		return usagef("takes %s besides flags, but was given %d arguments (write -- before one that begins with a dash)", strings.Join(f.cmd.args, " and "), len(f.args))
 	}
 	given := make(map[string]bool)
 	f.set.Visit(func(one *flag.Flag) { given[one.Name] = true })
@@ -68,6 +69,27 @@ func (f *flags) read(args []string, env environment) error {
 		f.listed[i].as = variable(one.name)
 	}
 	return nil
+}
+
+// parse reads flags and arguments, in any order. After -- there are only arguments.
+func (f *flags) parse(args []string) error {
+	for {
+		if err := f.set.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return err
+			}
+			return usagef("%s", strings.Replace(err.Error(), " flag -", " flag --", 1)) // as the help writes it
+		}
+		rest := f.set.Args()
+		if len(rest) == 0 {
+			return nil
+		}
+		if read := len(args) - len(rest); read > 0 && args[read-1] == "--" {
+			f.args = append(f.args, rest...)
+			return nil
+		}
+		f.args, args = append(f.args, rest[0]), rest[1:]
+	}
 }
 
 // given returns how the first flag was given whose name has a prefix: its name,

@@ -86,7 +86,7 @@ func (o relayOptions) run(ctx context.Context, stderr io.Writer) error {
 		return err
 	}
 	logger = logger.With("broker", broker.name)
-	return serve(ctx, *o.http, probes(ctx, relay, broker), logger, relay.Run)
+	return serve(ctx, "relay", *o.http, probes(ctx, relay, broker), logger, relay.Run)
 }
 
 func (o relayOptions) relay(db *sql.DB, sink outbox.Sink, logger *slog.Logger) *outbox.Relay {

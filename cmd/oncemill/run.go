@@ -21,9 +21,10 @@ type environment func(name string) (value string, ok bool)
 
 // A command is one of the program's subcommands.
 type command struct {
-	name    string
+	name    string // of one word, or of two
 	summary string
-	help    string // what --help says before it lists the flags
+	help    string   // what --help says before it lists the flags
+	args    []string // the names of the arguments that it takes besides flags
 
 	// prepare declares the command's flags and returns what runs it once they
 	// are read.
@@ -35,7 +36,7 @@ type command struct {
 type action func(ctx context.Context, stdout, stderr io.Writer) error
 
 func commands() []command {
-	return []command{migrateCommand, relayCommand, versionCommand}
+	return []command{migrateCommand, relayCommand, resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand, versionCommand}
 }
 
 // A usageError is the user's mistake in calling the program.
@@ -88,7 +89,20 @@ func splitCommand(args []string) (name string, rest []string, err error) {
 		before, _, _ := strings.Cut(first, "=")
 		return "", nil, usagef("%s comes before the command: write `oncemill COMMAND %s ...` (COMMAND is one of: %s)", before, before, names())
 	}
-	return args[0], args[1:], nil
+	name, rest = withSubcommand(args)
+	return name, rest, nil
+}
+
+// withSubcommand takes a command's name of one or two words from the arguments.
+func withSubcommand(args []string) (name string, rest []string) {
+	if len(args) > 1 {
+		if two := args[0] + " " + args[1]; args[0] != "help" {
+			if _, ok := find(two); ok {
+				return two, args[2:]
+			}
+		}
+	}
+	return args[0], args[1:]
 }
 
 func find(name string) (command, bool) {
@@ -111,7 +125,9 @@ func unknownCommand(name string) error {
 func names() string {
 	var all []string
 	for _, cmd := range commands() {
-		all = append(all, cmd.name)
+		if !strings.Contains(cmd.name, " ") {
+			all = append(all, cmd.name)
+		}
 	}
 	return strings.Join(append(all, "help"), ", ")
 }
@@ -133,9 +149,10 @@ func help(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, programHelp())
 		return exitOK
 	}
-	cmd, ok := find(args[0])
+	name, _ := withSubcommand(args)
+	cmd, ok := find(name)
 	if !ok {
-		return fail(stderr, "oncemill", unknownCommand(args[0]))
+		return fail(stderr, "oncemill", unknownCommand(name))
 	}
 	f := newFlags(cmd)
 	cmd.prepare(f)
@@ -147,15 +164,16 @@ func programHelp() string {
 	var b strings.Builder
 	b.WriteString(`Oncemill makes the effects of messages happen exactly once.
 
-This program sets up its tables in Postgres and relays the outbox to NATS
-JetStream or Apache Kafka. Handlers use the Go packages.
+This program sets up its tables in Postgres, relays the outbox to NATS JetStream
+or Apache Kafka, and resolves effects that are in doubt. Handlers use the Go
+packages.
 
 Commands:
 `)
 	for _, cmd := range commands() {
-		fmt.Fprintf(&b, "  %-9s %s\n", cmd.name, cmd.summary)
+		fmt.Fprintf(&b, "  %-14s %s\n", cmd.name, cmd.summary)
 	}
-	b.WriteString(`  help      show this text, or that of a command: oncemill help relay
+	b.WriteString(`  help           show this text, or that of a command: oncemill help relay
 
 A first run:
   export ONCEMILL_DATABASE_URL='postgres://app:secret@127.0.0.1:5432/app?sslmode=disable'

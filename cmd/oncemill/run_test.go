@@ -53,12 +53,18 @@ func TestHelpTeaches(t *testing.T) {
 	for command, flags := range map[string][]string{
 		"version": nil,
 		"migrate": {"database-url", "schema", "print"},
+		"resolve": {"database-url", "schema", "consumer", "ask-url", "landing-bound", "backoff", "deadline", "timeout", "concurrency",
+			"poll-interval", "http", "log-level", "log-format"},
+		"claims":         {"database-url", "schema", "in-doubt", "blocked", "consumer", "since", "json"},
+		"claims events":  {"database-url", "schema", "json"},
+		"claims resolve": {"database-url", "schema", "happened", "not-happened", "never", "note", "by", "result", "token"},
 		"relay": {"database-url", "schema", "nats-url", "nats-creds", "nats-tls-ca", "nats-tls-cert", "nats-tls-key",
 			"kafka-brokers", "kafka-tls", "kafka-tls-ca", "kafka-tls-cert", "kafka-tls-key", "kafka-sasl", "kafka-user", "kafka-password-file",
 			"batch", "poll-interval", "publish-timeout", "drain-timeout", "http", "log-level", "log-format"},
 	} {
-		_, long, _ := call(t, nil, "help", command)
-		code, stdout, _ := call(t, nil, command, "--help")
+		words := strings.Fields(command)
+		_, long, _ := call(t, nil, append([]string{"help"}, words...)...)
+		code, stdout, _ := call(t, nil, append(words, "--help")...)
 		if code != 0 || stdout != long || !strings.Contains(stdout, "  oncemill "+command) {
 			t.Errorf("%s --help: exit code %d, no example or another text than `help %s`:\n%s", command, code, command, stdout)
 		}
@@ -111,8 +117,8 @@ func TestBadInput(t *testing.T) {
 		code  int
 		names []string
 	}{
-		"no command":        {nil, nil, 2, []string{"which command", "migrate, relay, version"}},
-		"unknown command":   {[]string{"relais"}, nil, 2, []string{`"relais"`, "migrate, relay, version"}},
+		"no command":        {nil, nil, 2, []string{"which command", "migrate, relay, resolve, claims, version"}},
+		"unknown command":   {[]string{"relais"}, nil, 2, []string{`"relais"`, "migrate, relay, resolve, claims, version"}},
 		"unknown help":      {[]string{"help", "relais"}, nil, 2, []string{`"relais"`}},
 		"URL as command":    {[]string{url}, nil, 2, []string{"must be a command"}},
 		"flag before":       {[]string{"--database-url=" + url, "relay"}, nil, 2, []string{"--database-url comes before the command"}},

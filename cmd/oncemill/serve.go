@@ -25,10 +25,10 @@ func checkAddress(addr string) error {
 }
 
 // serve runs work, with probes served meanwhile unless addr is "".
-func serve(ctx context.Context, addr string, ready func() error, logger *slog.Logger, work func(context.Context) error) error {
+func serve(ctx context.Context, name, addr string, ready func() error, logger *slog.Logger, work func(context.Context) error) error {
 	if addr == "" {
-		logger.Info("relay starts")
-		defer logger.Info("relay has stopped")
+		logger.Info(name + " starts")
+		defer logger.Info(name + " has stopped")
 		return work(ctx)
 	}
 	listener, err := net.Listen("tcp", addr)
@@ -39,8 +39,8 @@ func serve(ctx context.Context, addr string, ready func() error, logger *slog.Lo
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
-	logger.Info("relay starts", "http", listener.Addr().String())
-	defer logger.Info("relay has stopped")
+	logger.Info(name+" starts", "http", listener.Addr().String())
+	defer logger.Info(name + " has stopped")
 	err = work(ctx)
 	server.Close()
 	if errServe := <-served; !errors.Is(errServe, http.ErrServerClosed) {

@@ -1,0 +1,202 @@
+package main_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/oncemill/oncemill"
+	main "github.com/oncemill/oncemill/cmd/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
+)
+
+// doubtful is a database with a consumer whose claims the test brings into doubt.
+type doubtful struct {
+	t        *testing.T
+	env      map[string]string
+	consumer *oncemill.Consumer
+}
+
+func newDoubtful(t *testing.T) *doubtful {
+	t.Helper()
+	url := testenv.PostgresURL(t)
+	db := testenv.Open(t, url)
+	return &doubtful{t, map[string]string{"ONCEMILL_DATABASE_URL": url}, (&oncemill.Inbox{DB: db}).Consumer("payments")}
+}
+
+func (d *doubtful) doubt(key string) *oncemill.Claim {
+	d.t.Helper()
+	claim, err := d.consumer.Claim(context.Background(), key, oncemill.ClaimOptions{Amount: "12.50", Currency: "EUR"})
+	must(d.t, err)
+	must(d.t, claim.Doubt(context.Background(), "reply lost\nafter all", &oncemill.ParkedMessage{Topic: "orders", UUID: key}))
+	return claim
+}
+
+// run runs the program and wants it to succeed.
+func (d *doubtful) run(args ...string) (stdout string) {
+	d.t.Helper()
+	code, stdout, stderr := call(d.t, d.env, args...)
+	if code != 0 {
+		d.t.Fatalf("%v: exit code %d, %s", args, code, stderr)
+	}
+	return stdout
+}
+
+func (d *doubtful) wantIn(text string, parts ...string) {
+	d.t.Helper()
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			d.t.Errorf("no %q in:\n%s", part, text)
+		}
+	}
+}
+
+func TestClaimsListsWhatIsInDoubt(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	d.wantIn(d.run("claims", "--in-doubt"), "nothing is in doubt")
+	claim := d.doubt("order 7")
+	d.wantIn(d.run("claims", "--in-doubt"), "payments", `"order 7"`, "12.50 EUR", "parked", claim.ProviderKey(), "reply lost after all")
+	d.wantIn(d.run("claims", "--in-doubt", "--consumer", "others"), "nothing is in doubt")
+	var one struct {
+		Key         string
+		ProviderKey string `json:"provider_key"`
+		Message     struct{ Topic string }
+	}
+	must(t, json.Unmarshal([]byte(d.run("claims", "--in-doubt", "--json")), &one))
+	if one.Key != "order 7" || one.ProviderKey != claim.ProviderKey() || one.Message.Topic != "orders" {
+		t.Errorf("got %+v", one)
+	}
+}
+
+func TestClaimsResolveSaysWhatBecameOfIt(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	for _, key := range []string{"a", "--b", "c"} {
+		d.doubt(key)
+	}
+	d.wantIn(d.run("claims", "resolve", "payments", "a", "--happened", "--note", "saw it", "--result", "pi_1", "--by", "ann"), "payments a: settled")
+	d.wantIn(d.run("claims", "resolve", "--not-happened", "--note", "asked", "--", "payments", "--b"), "released")
+	d.wantIn(d.run("claims", "resolve", "payments", "--never", "--note", "withdrawn", "c"), "settled as failed")
+	d.wantIn(d.run("claims", "--in-doubt"), "nothing is in doubt")
+	d.wantIn(d.run("claims", "events", "payments", "a"), "claimed", "in doubt", "settled", "ann", "resolved: happened; saw it")
+	for key, outcome := range map[string]oncemill.Outcome{"a": oncemill.Settled, "c": oncemill.Failed} {
+		held, err := d.consumer.Held(context.Background(), key)
+		must(t, err)
+		if held == nil || held.Outcome != outcome {
+			t.Errorf("%s: got %+v, want %s", key, held, outcome)
+		}
+	}
+}
+
+func TestClaimsResolveNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	claim := d.doubt("in doubt")
+	must(t, d.consumer.Resolve(context.Background(), "in doubt", claim.Token(), oncemill.Happened, ""))
+	_, err := d.consumer.Claim(context.Background(), "in flight", oncemill.ClaimOptions{})
+	must(t, err)
+	d.doubt("newer")
+	resolve := []string{"claims", "resolve"}
+	for says, args := range map[string][]string{
+		"needs one of --happened":         {"payments", "k", "--note", "n"},
+		"needs --note":                    {"payments", "k", "--happened"},
+		"takes CONSUMER and KEY":          {"payments", "--happened", "--note", "n"},
+		"--result goes with --happened":   {"payments", "k", "--never", "--note", "n", "--result", "r"},
+		"CONSUMER is \"\"":                {"", "k", "--never", "--note", "n"},
+		"there is no claim of key \"k\"":  {"payments", "k", "--never", "--note", "n"},
+		"it is settled as settled":        {"payments", "in doubt", "--never", "--note", "n"},
+		"its attempt is still under way":  {"payments", "in flight", "--never", "--note", "n"},
+		"claim was taken over: token 999": {"payments", "newer", "--never", "--note", "n", "--token", "999"},
+		"want a token":                    {"payments", "newer", "--never", "--note", "n", "--token", "x"},
+		"needs one of --happened, --not-": {"payments", "newer", "--never", "--happened", "--note", "n"},
+	} {
+		code, stdout, stderr := call(t, d.env, append(resolve, args...)...)
+		if code == 0 || stdout != "" || !strings.Contains(stderr, says) {
+			t.Errorf("%q: exit code %d, %q; want %q", args, code, stderr, says)
+		}
+	}
+	for says, args := range map[string][]string{
+		"needs one of --in-doubt and --blocked": {"claims"},
+		"there are no events":                   {"claims", "events", "payments", "nothing"},
+		"needs --consumer":                      {"resolve"},
+		"needs --ask-url":                       {"resolve", "--consumer", "c"},
+		"must be http://":                       {"resolve", "--consumer", "c", "--ask-url", "127.0.0.1:80"},
+		"takes flags only":                      {"resolve", "--consumer", "c", "x"},
+	} {
+		code, _, stderr := call(t, d.env, args...)
+		if code == 0 || !strings.Contains(stderr, says) {
+			t.Errorf("%q: exit code %d, %q; want %q", args, code, stderr, says)
+		}
+	}
+}
+
+func TestClaimsSumsUpWhatWasBlocked(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	d.wantIn(d.run("claims", "--blocked"), "nothing was blocked")
+	d.doubt("k")
+	for range 2 {
+		_, err := d.consumer.Claim(context.Background(), "k", oncemill.ClaimOptions{Amount: "12.50", Currency: "EUR"})
+		if err == nil {
+			t.Fatal("claimed twice")
+		}
+	}
+	d.wantIn(d.run("claims", "--blocked"), "payments", "2", "25.00", "EUR")
+	d.wantIn(d.run("claims", "--blocked", "--json"), `"claims":2,"amount":"25.00"`)
+}
+
+func TestResolveAsksAnAddress(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	answers := map[string]string{
+		"a": `{"verdict": "happened", "note": "found", "result": {"id": "pi_1"}}`,
+		"b": `{"verdict": "not happened", "note": "absent"}`,
+		"c": `{"verdict": "perhaps"}`,
+		"d": `no JSON`,
+	}
+	asked := make(chan string, 100)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q struct {
+			Key         string
+			ProviderKey string `json:"provider_key"`
+			Message     struct{ Topic string }
+		}
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil || q.Message.Topic != "orders" || r.Header.Get("Authorization") != "Bearer secret" ||
+			q.ProviderKey != oncemill.ProviderKey("payments", q.Key) {
+			t.Errorf("asked %+v (%v), %v", q, err, r.Header)
+		}
+		_, _ = io.WriteString(w, answers[q.Key])
+		asked <- q.Key
+	}))
+	t.Cleanup(server.Close)
+	for key := range answers {
+		d.doubt(key)
+	}
+	d.env["ONCEMILL_ASK_TOKEN"] = "secret"
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan int)
+	go func() {
+		done <- main.Run(ctx, []string{"resolve", "--consumer", "payments", "--ask-url", server.URL, "--landing-bound", "1ns", "--backoff", "1ms", "--poll-interval", "10ms"},
+			d.env, io.Discard, io.Discard)
+	}()
+	for settled, released, unknown := false, false, map[string]int{}; !settled || !released || unknown["c"] < 2 || unknown["d"] < 2; {
+		unknown[<-asked]++
+		a, err := d.consumer.Held(ctx, "a")
+		must(t, err)
+		b, err := d.consumer.Held(ctx, "b")
+		must(t, err)
+		settled = a.Outcome == oncemill.Settled && string(a.Result) == `{"id": "pi_1"}`
+		released = b == nil
+	}
+	cancel()
+	if code := <-done; code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	d.wantIn(d.run("claims", "events", "payments", "c"), "must be happened, not happened, never or unknown")
+	d.wantIn(d.run("claims", "events", "payments", "b"), "absent")
+}
