@@ -16,6 +16,17 @@
 //	})
 //	// err == nil: committed, now or earlier. Acknowledge the message.
 //
+// An effect outside of Postgres, such as an e-mail, a card charge or an order at a
+// broker, is beyond any transaction. For it a claim is committed before the effect
+// and ended after it, under a lease and a fencing token:
+//
+//	claim, err := consumer.Claim(ctx, key, oncemill.ClaimOptions{})
+//	// err == nil: the claim is on disk. Make the effect, then say how it went:
+//	err = claim.Settle(ctx, receipt, nil) // or Fail, Release, Doubt
+//
+// A process that dies in between leaves a claim that is in doubt: visible, never
+// rerun blindly, and resolved by asking the provider or by a person.
+//
 // This package is the claims core. It needs nothing but database/sql. Package
 // middleware puts it in front of Watermill handlers, package outbox sends the
 // messages, and package consumers has subscribers that deliver many messages at
@@ -23,8 +34,8 @@
 //
 // # The state of a key
 //
-// To each consumer a key is in one of three states, and the table claims alone
-// tells which:
+// To each consumer a key is free, in flight, in doubt or settled, and the table
+// claims alone tells which. With Once:
 //
 //	          begin, INSERT                     COMMIT
 //	free  ───────────────────▶  in flight  ───────────────▶  settled
@@ -33,9 +44,30 @@
 //	 ├──────────────────────────────┘                            │ (older messages are
 //	 └───────────────────────────────────────────────────────────┘  refused from then on)
 //
-// A key in flight is a row that no other transaction can see yet, but that makes
-// an insert of the same key wait. So the claim cannot be forgotten by a crash,
+// There a key in flight is a row that no other transaction can see yet, but that
+// makes an insert of the same key wait. So the claim cannot be forgotten by a crash,
 // and there is nothing to clean up after one.
+//
+// With Claim:
+//
+//	         Claim                Settle: it happened
+//	free  ──────────▶  in flight ─────────────────────▶  settled
+//	 ▲                 │   ▲   │  Fail: it never will     ▲
+//	 │ Release: it did │   │   │                          │
+//	 │ not happen      │   │   │ Doubt: nobody knows,     │
+//	 ├─────────────────┘   │   │ or the lease is over     │
+//	 │                     │   ▼                          │
+//	 │   Claim again, in   │  in doubt ───────────────────┘
+//	 │   KeyLifetime     ──┘   │   Resolve: it happened, it never will;
+//	 └─────────────────────────┘   or a late Settle or Fail of the untouched claim
+//	   Resolve: it did not happen
+//
+// There the row says it: settled_at is set, or lease_until is in the future, or
+// neither, which is in doubt. Extend moves lease_until. A claim that is taken over, by
+// another attempt, by a Resolver or by a person, gets another token; from then on
+// whoever has the old one is refused with ErrFenced. Tokens come from one sequence, so
+// that a key that was released and claimed again does not get an old one. Every change
+// is a row in the table events.
 //
 // # When something fails
 //
@@ -48,6 +80,17 @@
 //	Postgres fails over            the same, if replication is synchronous; an asynchronous
 //	                               standby may lack claims and effects that were committed
 //
+// With Claim:
+//
+//	before the claim is on disk    no effect is begun
+//	its COMMIT's answer is lost    no effect is begun; Claim tries to release it, and where it
+//	                               cannot, the claim is in doubt after its lease
+//	during or after the effect,    in doubt after the lease: run again with the same provider
+//	before Settle                  key, asked about, or left for a person
+//	Settle's answer is lost        call it again: it finds what it has done
+//	process paused past the lease  its Settle is refused if somebody has taken the claim over
+//	Postgres is away at Settle     call it again; in doubt after the lease
+//
 // # What a handler may not do
 //
 // A handler works in a transaction that is lent to it. It cannot commit or roll
@@ -55,7 +98,7 @@
 // should return an error for whatever it wants to be run again, and must not
 // swallow an error that Postgres has aborted the transaction for: that is
 // ErrTxAborted. What it does outside of the transaction, such as an HTTP
-// request, may happen more than once.
+// request, may happen more than once: that is what Claim is for.
 //
 // # Words
 //
@@ -63,4 +106,11 @@
 // key. A delivery is one arrival of a message; a duplicate is a delivery whose
 // key is settled. An effect is what a handler does. To settle a claim is to end
 // it for good. A dead letter is a message that was given up and set aside.
+//
+// A lease is the time that a claim has for its effect, and a fencing token the number
+// that tells its attempts apart. To release a claim is to free its key, since the
+// effect did not happen; to fail it, to settle it since the effect never will. A
+// claim is in doubt when its attempt is over and nobody knows whether the effect
+// happened; to resolve it is to find out, with a verdict. A parked message is one that
+// was acknowledged while its claim is in doubt, and is kept beside it.
 package oncemill
