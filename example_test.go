@@ -24,6 +24,8 @@ func TestExamples(t *testing.T) {
 		"Consumer.Once": ExampleConsumer_Once, "Consumer.OnceWith": ExampleConsumer_OnceWith,
 		"ContextWithTx": ExampleContextWithTx, "Error": ExampleError, "Tx.StmtContext": ExampleTx_StmtContext,
 		"Inbox.Run": ExampleInbox_Run, "Observer": ExampleObserver,
+		"Consumer.Claim": ExampleConsumer_Claim, "Claim.Keep": ExampleClaim_Keep, "Consumer.Resolve": ExampleConsumer_Resolve,
+		"Resolver": ExampleResolver, "Inbox.Blocked": ExampleInbox_Blocked, "VerdictOf": ExampleVerdictOf,
 	} {
 		exampleDB = testenv.DB(t)
 		_, err := exampleDB.Exec(`CREATE TABLE payments (account text, cents bigint)`)
@@ -58,6 +60,12 @@ var examples = map[string]string{
 	"Tx.StmtContext":    "<nil>\n",
 	"Inbox.Run":         "<nil>\n",
 	"Observer":          "committed order-7\nduplicate order-7\n",
+	"Consumer.Claim":    "charging order-7\nbefore: receipt\n",
+	"Claim.Keep":        "<nil>\n",
+	"Consumer.Resolve":  "order-7: reply lost\n<nil>\n",
+	"Resolver":          "asked about order-7\n<nil>\n",
+	"Inbox.Blocked":     "orders: 1 blocked, 452.00 USD\n",
+	"VerdictOf":         "not happened: connection refused\nnever: declined\n: reply lost\n",
 }
 
 func pay(ctx context.Context, tx oncemill.Tx) error {
@@ -151,5 +159,109 @@ func ExampleObserver() {
 		if err := inbox.Consumer("billing").Once(context.Background(), "order-7", pay); err != nil {
 			log.Fatal(err)
 		}
+	}
+}
+
+func ExampleConsumer_Claim() {
+	ctx := context.Background()
+	payments := (&oncemill.Inbox{DB: exampleDB}).Consumer("payments")
+	for range 2 { // the request comes twice
+		claim, err := payments.Claim(ctx, "order-7", oncemill.ClaimOptions{Amount: "452.00", Currency: "USD"})
+		var taken *oncemill.Error
+		if errors.Is(err, oncemill.ErrSettled) && errors.As(err, &taken) {
+			fmt.Printf("before: %s\n", taken.Held.Result)
+			continue
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("charging", claim.Key()) // with claim.ProviderKey(), before claim.Deadline()
+		if err := claim.Settle(ctx, []byte("receipt"), pay); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// An effect that may take longer than its lease.
+func ExampleClaim_Keep() {
+	ctx := context.Background()
+	claim, err := (&oncemill.Inbox{DB: exampleDB}).Consumer("reports").Claim(ctx, "2026", oncemill.ClaimOptions{Lease: time.Minute})
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = claim.Keep(ctx, func(ctx context.Context) error {
+		return nil // hours of work, as long as ctx does not end
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(claim.Settle(ctx, nil, nil))
+}
+
+func ExampleConsumer_Resolve() {
+	ctx := context.Background()
+	inbox := &oncemill.Inbox{DB: exampleDB}
+	claim, err := inbox.Consumer("payments").Claim(ctx, "order-7", oncemill.ClaimOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := claim.Doubt(ctx, "reply lost", nil); err != nil {
+		log.Fatal(err)
+	}
+
+	doubts, err := inbox.InDoubt(ctx, "payments", oncemill.InDoubt{}, 100)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, d := range doubts {
+		fmt.Printf("%s: %s\n", d.Key, d.Reason)
+		fmt.Println(inbox.Consumer(d.Consumer).Resolve(ctx, d.Key, d.Token, oncemill.Happened, "found it in the dashboard"))
+	}
+}
+
+func ExampleResolver() {
+	ctx, cancel := context.WithCancel(context.Background())
+	payments := (&oncemill.Inbox{DB: exampleDB}).Consumer("payments")
+	claim, err := payments.Claim(ctx, "order-7", oncemill.ClaimOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := claim.Doubt(ctx, "reply lost", nil); err != nil {
+		log.Fatal(err)
+	}
+	resolver := oncemill.Resolver{
+		Consumer: payments,
+		Ask: func(ctx context.Context, d oncemill.InDoubt) (oncemill.Resolution, error) {
+			fmt.Println("asked about", d.Key) // the provider, by d.ProviderKey()
+			cancel()
+			return oncemill.Resolution{Verdict: oncemill.Happened, Result: []byte("receipt")}, nil
+		},
+	}
+	fmt.Println(resolver.Run(ctx)) // until ctx ends
+}
+
+func ExampleInbox_Blocked() {
+	ctx := context.Background()
+	inbox := &oncemill.Inbox{DB: exampleDB}
+	for range 2 { // two bots have the same idea
+		_, _ = inbox.Consumer("orders").Claim(ctx, "buy TQQQ", oncemill.ClaimOptions{Amount: "452.00", Currency: "USD"})
+	}
+	blocked, err := inbox.Blocked(ctx, "", time.Now().Add(-24*time.Hour), time.Now().Add(time.Minute))
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, b := range blocked {
+		fmt.Printf("%s: %d blocked, %s %s\n", b.Consumer, b.Claims, b.Amount, b.Currency)
+	}
+}
+
+// What an error says about an effect.
+func ExampleVerdictOf() {
+	for _, err := range []error{
+		oncemill.DidNotHappen(errors.New("connection refused")),
+		oncemill.NeverWill(errors.New("declined")),
+		errors.New("reply lost"),
+	} {
+		fmt.Printf("%s: %v\n", oncemill.VerdictOf(err), err)
 	}
 }

@@ -1,10 +1,12 @@
 package middleware_test
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -23,7 +25,7 @@ func TestExamples(t *testing.T) {
 	_, err := exampleDB.Exec(`CREATE TABLE payments (order_id text)`)
 	must(t, err)
 	for _, example := range []func(){
-		ExampleOnce, ExampleOnce_router, ExampleByJSON, ExampleByMetadata, ExampleByPosition, ExamplePayloadFingerprint,
+		ExampleOnce, ExampleOnce_router, ExampleGuard, ExampleByJSON, ExampleByMetadata, ExampleByPosition, ExamplePayloadFingerprint,
 	} {
 		example()
 	}
@@ -95,3 +97,38 @@ func ExamplePayloadFingerprint() {
 		fmt.Println(errors.Is(err, oncemill.ErrKeyReused)) // false, then true
 	}
 }
+
+// A worker that charges cards at a provider that honours idempotency keys.
+func ExampleGuard() {
+	router, err := message.NewRouter(message.RouterConfig{}, nil)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	guard := middleware.Guard{
+		Inbox:       &oncemill.Inbox{DB: exampleDB},
+		Consumer:    "payments",
+		Key:         middleware.ByJSON("order_id"),
+		Lease:       time.Minute,
+		Timeout:     30 * time.Second, // the provider's
+		KeyLifetime: 23 * time.Hour,
+	}
+	router.AddMiddleware(guard.Middleware)
+	_ = func(msg *message.Message) error { // the handler
+		claim, ok := oncemill.ClaimFromContext(msg.Context())
+		if !ok {
+			return oncemill.ErrNoClaim
+		}
+		receipt, err := charge(msg.Context(), claim.ProviderKey(), msg.Payload)
+		if errors.Is(err, errDeclined) {
+			return oncemill.NeverWill(err)
+		}
+		claim.SetResult(receipt)
+		return err
+	}
+}
+
+var errDeclined = errors.New("declined")
+
+// charge stands for a provider's client.
+func charge(context.Context, string, []byte) (receipt []byte, err error) { return nil, nil }
