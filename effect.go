@@ -40,12 +40,15 @@ func (e effectError) EffectVerdict() Verdict { return e.verdict }
 func (e effectError) Unwrap() error          { return e.error }
 
 // DidNotHappen marks err, which must not be nil, as one after which the effect
-// certainly did not happen. The claim is released, and the message delivered again.
+// certainly did not happen. The claim is released, and the message delivered again. On
+// a further attempt at an effect that is in doubt it is taken for what it can say: that
+// this attempt has changed nothing.
 func DidNotHappen(err error) error { return effectError{err, NotHappened} }
 
 // NeverWill marks err, which must not be nil, as one after which the effect did not
 // happen and never will. The claim is settled as Failed, and the message
-// acknowledged.
+// acknowledged. On a further attempt, return it only if the provider's answer holds for
+// the earlier ones too, as it does if the provider has looked at Claim.ProviderKey.
 func NeverWill(err error) error { return effectError{err, Never} }
 
 // VerdictOf returns what err says about the effect: Unknown if it says nothing,

@@ -29,7 +29,8 @@ var ErrNoParking = errors.New("message has no topic to which it could go back if
 //	                             handler has given to Claim.SetResult and Claim.OnSettle
 //	                             and with the messages it returned; the message is acked
 //	oncemill.DidNotHappen(err)   it certainly did not. The claim is released, and the
-//	                             message nacked
+//	                             message nacked. Of an attempt that follows a doubtful
+//	                             one this proves nothing: the claim stays in doubt
 //	oncemill.NeverWill(err)      it never will. The claim is settled as failed, with the
 //	                             messages that were returned beside the error; acked
 //	any other error, a panic     nobody knows: the claim is in doubt
@@ -268,6 +269,11 @@ func (g Guard) attempt(msg *message.Message, claim *oncemill.Claim, h message.Ha
 	case oncemill.Happened:
 		return g.settle(msg, claim, publishing)
 	case oncemill.NotHappened:
+		if claim.Attempt() > 1 {
+			// It tells of this attempt. An earlier one may have had the effect, and
+			// releasing the claim would forget since when the provider knows the key.
+			return g.doubt(msg, claim, fmt.Errorf("this attempt had no effect, but attempt %d may have had: %w", claim.Attempt()-1, err))
+		}
 		return g.release(msg, claim, err)
 	case oncemill.Never:
 		return g.fail(msg, claim, err, publishing)

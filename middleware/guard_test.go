@@ -315,3 +315,24 @@ func TestAnEffectOutlivesItsRouter(t *testing.T) {
 	must(t, <-done)
 	g.wantClaims("settled", 1)
 }
+
+// A refused connection proves nothing about the attempt before.
+func TestGuardDoesNotReleaseWhatAnEarlierAttemptMayHaveDone(t *testing.T) {
+	t.Parallel()
+	g := newGuarded(t)
+	g.guard.KeyLifetime = time.Hour
+	runs := 0
+	g.handler = func(_ *message.Message, claim *oncemill.Claim) ([]*message.Message, error) {
+		if runs++; runs == 1 {
+			return nil, errLost
+		}
+		return nil, oncemill.DidNotHappen(errors.New("connection refused"))
+	}
+	want(t, g.deliver("u"), errLost)
+	err := g.deliver("u")
+	want(t, err, oncemill.ErrInDoubt)
+	if oncemill.IsHandlerError(err) {
+		t.Errorf("%v counts towards a dead letter", err)
+	}
+	g.want(`SELECT count(*) FROM oncemill.claims WHERE attempts = 2 AND in_doubt_since IS NOT NULL`, 1)
+}
