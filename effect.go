@@ -34,22 +34,32 @@ type EffectError interface {
 type effectError struct {
 	error
 	verdict Verdict
+	away    bool
 }
 
 func (e effectError) EffectVerdict() Verdict { return e.verdict }
 func (e effectError) Unwrap() error          { return e.error }
+func (e effectError) Is(target error) bool   { return e.away && target == ErrProviderAway }
 
 // DidNotHappen marks err, which must not be nil, as one after which the effect
 // certainly did not happen. The claim is released, and the message delivered again. On
 // a further attempt at an effect that is in doubt it is taken for what it can say: that
 // this attempt has changed nothing.
-func DidNotHappen(err error) error { return effectError{err, NotHappened} }
+func DidNotHappen(err error) error { return effectError{error: err, verdict: NotHappened} }
+
+// ProviderAway is DidNotHappen for what says nothing about the message: the provider
+// could not be reached, refuses our credentials, or has limited our rate. It is an
+// ErrProviderAway, does not count towards a dead letter, and a Guard with a Probe has the
+// subscriber wait.
+func ProviderAway(err error) error {
+	return effectError{error: err, verdict: NotHappened, away: true}
+}
 
 // NeverWill marks err, which must not be nil, as one after which the effect did not
 // happen and never will. The claim is settled as Failed, and the message
 // acknowledged. On a further attempt, return it only if the provider's answer holds for
 // the earlier ones too, as it does if the provider has looked at Claim.ProviderKey.
-func NeverWill(err error) error { return effectError{err, Never} }
+func NeverWill(err error) error { return effectError{error: err, verdict: Never} }
 
 // VerdictOf returns what err says about the effect: Unknown if it says nothing,
 // Happened if err is nil.

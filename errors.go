@@ -74,6 +74,10 @@ var (
 	// without a claim.
 	ErrNoClaim = errors.New("no claim in the context: is middleware.Guard on the router?")
 
+	// ErrProviderAway means that an effect could not be made for a reason that has
+	// nothing to do with the message: see ProviderAway.
+	ErrProviderAway = errors.New("provider is away")
+
 	// ErrIdle means that a handler has done nothing in its transaction for so
 	// long that Postgres has ended it: longer than Inbox.IdleTimeout.
 	ErrIdle = errors.New("no statement for longer than Inbox.IdleTimeout: Postgres has ended the transaction")
@@ -151,11 +155,11 @@ func quoteIfOdd(s string) string {
 // IsHandlerError reports whether err, as returned by Once, is the handler's own
 // failure: one that may well come again however often the message is
 // delivered. Only such errors should count towards a dead letter. Keys in
-// flight, an unreachable database, deadlocks, serialization failures and
+// flight, an unreachable database or provider, deadlocks, serialization failures and
 // shutdown are not.
 func IsHandlerError(err error) bool {
 	var e *Error
-	if !errors.As(err, &e) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDrained) || IsSerialization(err) {
+	if !errors.As(err, &e) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDrained) || errors.Is(err, ErrProviderAway) || IsSerialization(err) {
 		return false
 	}
 	switch e.Op {

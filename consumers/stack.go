@@ -38,8 +38,8 @@ type Stack struct {
 
 	// Guard takes the place of Once, for handlers whose effects are outside of
 	// Postgres. An error after which the effect certainly did not happen is a handler's
-	// error and counts towards MaxErrors; an effect in doubt does not, and is never a
-	// dead letter. Run its Resolver too, if it has Ask.
+	// error and counts towards MaxErrors, unless it is an oncemill.ErrProviderAway; an
+	// effect in doubt does not, and is never a dead letter. Run its Resolver too, if it has Ask.
 	Guard *middleware.Guard
 
 	// MaxErrors is the number of deliveries that may end in an error or a panic

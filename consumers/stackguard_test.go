@@ -103,3 +103,31 @@ func TestAStackHasOnceOrGuard(t *testing.T) {
 		}
 	}
 }
+
+// An outage of the provider is nobody's fault: no message becomes a dead letter for it.
+func TestAProviderThatIsAwayDoesNotCountAndPausesTheSubscriber(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	probe := func(context.Context) error { return nil }
+	stack := consumers.Stack{Guard: &middleware.Guard{Inbox: &oncemill.Inbox{DB: db}, Probe: probe}, MaxErrors: 1}
+	away := true
+	w := newWorker(t, stack, func(*message.Message) error {
+		if away {
+			return oncemill.ProviderAway(errors.New("connection refused"))
+		}
+		return nil
+	})
+	holds := 0
+	info := delivery.Info{Hold: func(func(context.Context) error) { holds++ }}
+	for range 3 {
+		if w.deliver(message.NewMessage("u", nil), info) {
+			t.Error("acked")
+		}
+	}
+	if away = false; !w.deliver(message.NewMessage("u", nil), info) {
+		t.Error("not acked")
+	}
+	if holds != 3 || len(letters(t, db)) != 0 {
+		t.Errorf("%d holds and %d dead letters, want 3 and 0", holds, len(letters(t, db)))
+	}
+}

@@ -31,6 +31,7 @@ var ErrNoParking = errors.New("message has no topic to which it could go back if
 //	oncemill.DidNotHappen(err)   it certainly did not. The claim is released, and the
 //	                             message nacked. Of an attempt that follows a doubtful
 //	                             one this proves nothing: the claim stays in doubt
+//	oncemill.ProviderAway(err)   the same, and it is not the message's fault
 //	oncemill.NeverWill(err)      it never will. The claim is settled as failed, with the
 //	                             messages that were returned beside the error; acked
 //	any other error, a panic     nobody knows: the claim is in doubt
@@ -94,6 +95,11 @@ type Guard struct {
 	LandingBound time.Duration
 	Backoff      time.Duration
 	Deadline     time.Duration
+
+	// Probe tells whether the provider is there. After an oncemill.ErrProviderAway the
+	// subscriber, if it is one of Oncemill's, fetches nothing until Probe returns nil.
+	// nil: it goes on, and each message finds out.
+	Probe func(ctx context.Context) error
 
 	// Describe adds to what is kept in the claim's events: Amount, Currency, Payload and
 	// Actor of opts. An error is an oncemill.ErrNoKey. Optional.
@@ -346,6 +352,9 @@ func (g Guard) release(msg *message.Message, claim *oncemill.Claim, cause error)
 	err := g.persist(msg, claim, func(ctx context.Context) error { return claim.Release(ctx, cause.Error()) })
 	if err != nil {
 		return errors.Join(err, cause)
+	}
+	if info, _ := delivery.From(msg.Context()); g.Probe != nil && info.Hold != nil && errors.Is(cause, oncemill.ErrProviderAway) {
+		info.Hold(g.Probe)
 	}
 	return &oncemill.Error{Op: oncemill.OpHandler, Consumer: claim.Consumer(), Key: claim.Key(), Err: cause}
 }

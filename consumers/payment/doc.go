@@ -8,6 +8,7 @@
 //		Lease: time.Minute, Timeout: payment.DefaultTimeout,
 //		KeyLifetime: payment.StripeKeyLifetime,
 //		Ask:         charger.Ask, LandingBound: payment.StripeLandingBound,
+//		Probe:       charger.Check,
 //		Describe:    charger.Describe,
 //	}
 //	router.AddHandler("payments", "orders", orders, "receipts", guard.Publisher(), guard.Middleware(charger.Handle))
@@ -43,6 +44,9 @@
 //	the reply is lost, late, broken or cut short unknown              tried again, same key
 //	no connection, before anything was sent      did not happen       delivered again
 //	requires_capture, any other status           unknown              asked, for a person
+//
+// No connection, 401, 403 and 429 rate_limit say nothing about the payment: they are an
+// oncemill.ErrProviderAway, which does not count towards a dead letter.
 //
 // "Did not happen" and "never will" are what Stripe says of one request. On a second
 // attempt they are only believed where the answer holds for the key: a declined card,

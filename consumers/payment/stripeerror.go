@@ -62,7 +62,7 @@ func verdict(t *trip, err error) error {
 	var e *StripeError
 	switch {
 	case !t.connected.Load():
-		return oncemill.DidNotHappen(fmt.Errorf("nothing was sent: %w", err))
+		return oncemill.ProviderAway(fmt.Errorf("nothing was sent: %w", err))
 	case !errors.As(err, &e):
 		return err // no answer, or none of Stripe's
 	}
@@ -74,7 +74,7 @@ func verdict(t *trip, err error) error {
 		return e
 	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden,
 		e.Status == http.StatusTooManyRequests && code == stripe.ErrorCodeRateLimit, slices.Contains(ourFault, code):
-		return oncemill.DidNotHappen(e)
+		return oncemill.ProviderAway(e)
 	case e.Status == http.StatusPaymentRequired && e.Type == string(stripe.ErrorTypeCard):
 		return Final(e)
 	case invalid && (e.Status == http.StatusBadRequest || e.Status == http.StatusPaymentRequired),

@@ -95,7 +95,7 @@ func (p *Provider) Execute(ctx context.Context, key string, r payment.Request) (
 	status, answer, connected, err := p.send(ctx, http.MethodPost, "/v2/orders", body)
 	switch {
 	case !connected:
-		return payment.Receipt{}, oncemill.DidNotHappen(fmt.Errorf("broker: nothing was sent: %w", err))
+		return payment.Receipt{}, oncemill.ProviderAway(fmt.Errorf("broker: nothing was sent: %w", err))
 	case err != nil:
 		return payment.Receipt{}, fmt.Errorf("broker: %w", err)
 	case status == http.StatusOK:
@@ -112,7 +112,7 @@ func (p *Provider) refused(ctx context.Context, key string, r payment.Request, s
 	case !known:
 		return payment.Receipt{}, err // it is not the broker who says so
 	case status == http.StatusUnauthorized:
-		return payment.Receipt{}, oncemill.DidNotHappen(err)
+		return payment.Receipt{}, oncemill.ProviderAway(err)
 	case status == http.StatusUnprocessableEntity && strings.Contains(why.Message, notUnique):
 		receipt, found := p.find(ctx, key, &r)
 		if oncemill.VerdictOf(found) == oncemill.NotHappened {
