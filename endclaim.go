@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -30,13 +31,14 @@ func (c *Claim) Settle(ctx context.Context, result []byte, fn func(ctx context.C
 	if len(result) > MostResult {
 		return c.d.invalid(OpSettle, fmt.Errorf("%w: %d bytes, at most %d: store it in a table of yours with fn, and settle with a reference", ErrResultTooLarge, len(result), MostResult))
 	}
-	return c.end(ctx, OpSettle, event{kind: EventSettled, result: result}, Settled, c.settling(fn))
+	return c.end(ctx, OpSettle, event{kind: EventSettled, result: result}, Settled, c.also(&c.onSettle, fn))
 }
 
-// settling returns nil if there is nothing to run.
-func (c *Claim) settling(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
+// also returns what runs the functions that were collected, and fn after them; nil if
+// there is nothing to run.
+func (c *Claim) also(collected *[]func(context.Context, Tx) error, fn func(context.Context, Tx) error) func(context.Context, Tx) error {
 	c.mu.Lock()
-	fns := c.onSettle[:len(c.onSettle):len(c.onSettle)]
+	fns := slices.Clone(*collected)
 	c.mu.Unlock()
 	if fn != nil {
 		fns = append(fns, fn)
@@ -55,10 +57,11 @@ func (c *Claim) settling(fn func(context.Context, Tx) error) func(context.Contex
 }
 
 // Fail ends the claim: the effect did not happen and never will. Who claims the key
-// again gets ErrSettled with the outcome Failed and the reason. fn may be nil; it is
-// like Settle's, and so are errors.
+// again gets ErrSettled with the outcome Failed and the reason. fn, which may be nil, and
+// the functions that OnFail was given run in the same transaction. Errors are those of
+// Settle.
 func (c *Claim) Fail(ctx context.Context, reason string, fn func(ctx context.Context, tx Tx) error) error {
-	return c.end(ctx, OpFail, event{kind: EventFailed, note: reason}, Failed, fn)
+	return c.end(ctx, OpFail, event{kind: EventFailed, note: reason}, Failed, c.also(&c.onFail, fn))
 }
 
 // endSQL settles a claim, if it is still the holder's. What was parked for it is

@@ -28,6 +28,7 @@ type Claim struct {
 	deadline time.Time // monotonic: when the effect has to be over
 	result   []byte
 	onSettle []func(ctx context.Context, tx Tx) error
+	onFail   []func(ctx context.Context, tx Tx) error
 }
 
 // Key returns the idempotency key, as it was given to Consumer.Claim.
@@ -88,6 +89,14 @@ func (c *Claim) OnSettle(fn func(ctx context.Context, tx Tx) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.onSettle = append(c.onSettle, fn)
+}
+
+// OnFail has fn run in the transaction in which Fail settles the claim: rows that are to
+// be there if the effect never will.
+func (c *Claim) OnFail(fn func(ctx context.Context, tx Tx) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.onFail = append(c.onFail, fn)
 }
 
 type claimKey struct{}

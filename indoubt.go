@@ -124,8 +124,8 @@ type Resolution struct {
 	// Result is what the claim is settled with, if the effect happened.
 	Result []byte
 
-	// Settle runs in the transaction that settles the claim as happened: rows that
-	// the handler would have written with Claim.OnSettle. Optional.
+	// Settle runs in the transaction that settles the claim, as happened or as failed:
+	// rows that the handler would have written with Claim.OnSettle or OnFail. Optional.
 	Settle func(ctx context.Context, tx Tx) error
 
 	// Actor says who resolves, in the events. "" means this process.
@@ -240,7 +240,7 @@ func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, b
 	}
 	outcome := Settled
 	if e.kind = EventSettled; r.Verdict == Never {
-		e.kind, outcome, r.Settle = EventFailed, Failed, nil
+		e.kind, outcome = EventFailed, Failed
 	}
 	if _, err := g.happened(endSQL, g.d.consumer, g.d.stored, token, string(outcome), r.Result, nullText(storedText(r.Note))); err != nil {
 		return nil, nil, err

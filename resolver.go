@@ -244,7 +244,7 @@ func (r *Resolver) act(ctx context.Context, d dueClaim, answer Resolution) error
 	case NotHappened:
 		err = d.claim.Release(ctx, joinNotes(note, answer.Note))
 	case Never:
-		err = d.claim.Fail(ctx, joinNotes(note, answer.Note), nil)
+		err = d.claim.Fail(ctx, joinNotes(note, answer.Note), answer.Settle)
 	default:
 		return r.postpone(ctx, d, answer.Note)
 	}
