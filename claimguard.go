@@ -161,7 +161,8 @@ type Held struct {
 	Remaining   time.Duration
 	Parked      bool // this call has parked the message
 	fingerprint []byte
-	claimable   bool // again, within the provider's KeyLifetime
+	recognised  bool // by the provider, for as long as another attempt would take
+	over        bool // its lease, or that of a resolver which asks about it
 	noted       bool // that it is in doubt
 }
 
@@ -232,9 +233,8 @@ SELECT COALESCE(outcome, ''), result, COALESCE(reason, ''), COALESCE(token, 0), 
 	COALESCE(claimed_at, settled_at), COALESCE(lease_until, settled_at),
 	settled_at IS NULL AND (in_doubt_since IS NOT NULL OR lease_until < clock_timestamp()),
 	(extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint,
-	fingerprint, in_doubt_since IS NOT NULL,
-	settled_at IS NULL AND lease_until < clock_timestamp()
-		AND clock_timestamp() + $4 * interval '1 microsecond' < claimed_at + $3 * interval '1 microsecond'
+	fingerprint, in_doubt_since IS NOT NULL, COALESCE(lease_until < clock_timestamp(), false),
+	COALESCE(clock_timestamp() + $4 * interval '1 microsecond' < claimed_at + $3 * interval '1 microsecond', false)
 FROM {schema}.claims WHERE consumer = $1 AND key = $2
 FOR UPDATE`
 
@@ -242,17 +242,15 @@ FOR UPDATE`
 func (g *guardTx) readHeld() (*Held, error) {
 	var h Held
 	var remaining sql.NullInt64
-	var claimable sql.NullBool
 	err := g.row(readHeldSQL, g.d.consumer, g.d.stored, g.d.opts.KeyLifetime.Microseconds(), g.d.opts.Lease.Microseconds()).
 		Scan(&h.Outcome, &h.Result, &h.Reason, &h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &h.InDoubt, &remaining,
-			&h.fingerprint, &h.noted, &claimable)
+			&h.fingerprint, &h.noted, &h.over, &h.recognised)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
 	if h.Outcome == "" {
 		h.Remaining = time.Duration(remaining.Int64) * time.Microsecond
 	}
-	h.claimable = claimable.Bool
 	return &h, err
 }
 
@@ -269,9 +267,12 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 		return nil, &heldError{ErrKeyReused, held}, g.event(g.claimEvent(EventConflict, held.Token, ""))
 	case held.Outcome != "":
 		refused = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
-	case held.claimable:
+	case held.over && held.recognised:
 		taken, err = g.takeOver(held)
 		return taken, nil, err
+	case held.InDoubt && held.recognised:
+		// As soon as the resolver has its answer, there may be another attempt.
+		refused = fmt.Errorf("%w: a resolver, which asks what became of it", ErrInFlight)
 	case held.InDoubt:
 		refused = ErrInDoubt
 		if !held.noted {
@@ -282,11 +283,8 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 		}
 	default:
 		refused = fmt.Errorf("%w, for at most %v", ErrInFlight, held.Remaining.Round(time.Millisecond))
-		if o.Patient {
-			return nil, &heldError{refused, held}, nil
-		}
 	}
-	if err == nil {
+	if err == nil && !(o.Patient && errors.Is(refused, ErrInFlight)) {
 		err = g.event(g.claimEvent(EventBlocked, held.Token, refused.Error()))
 	}
 	return nil, &heldError{refused, held}, err

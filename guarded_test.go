@@ -323,3 +323,74 @@ func TestKeepExtendsTheLeaseAndEndsWhenItIsLost(t *testing.T) {
 	})
 	want(t, err, oncemill.ErrFenced)
 }
+
+// The life of claims with each driver, in a schema with a name that needs quoting.
+func TestGuardedClaimsWithEachDriver(t *testing.T) {
+	t.Parallel()
+	for _, driver := range []string{"postgres", "pgx"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			db := f.open(driver, f.url)
+			must(t, oncemill.Migrate(within(t), db, `od"d Name`))
+			in := &oncemill.Inbox{DB: db, Schema: `od"d Name`}
+			c := in.Consumer("c")
+			opts := oncemill.ClaimOptions{
+				Fingerprint: []byte("f"), Origin: time.Now().Add(-time.Hour), Lease: time.Second, KeyLifetime: time.Hour,
+				Amount: "-1.5", Currency: "EUR", Payload: []byte{0, 255}, Actor: "tester",
+				Park: &oncemill.ParkedMessage{Topic: "t", UUID: "u\x00", Metadata: map[string]string{"a": "\xff"}, OrderingKey: []byte{0}, Payload: []byte("p")},
+			}
+			one := claim(t, c, "settled", opts)
+			must(t, one.Extend(within(t), 0))
+			must(t, one.Settle(within(t), []byte{1, 0}, effect("row")))
+			if held := refused(t, c, "settled", opts, oncemill.ErrSettled); string(held.Result) != "\x01\x00" {
+				t.Errorf("got %+v", held)
+			}
+			must(t, claim(t, c, "failed", opts).Fail(within(t), "why\x00", nil))
+			must(t, claim(t, c, "released", opts).Release(within(t), ""))
+			must(t, claim(t, c, "doubt", opts).Doubt(within(t), "", opts.Park))
+			again := claim(t, c, "doubt", opts)
+			must(t, again.Doubt(within(t), "", nil))
+			opts.KeyLifetime = 0
+			refused(t, c, "doubt", opts, oncemill.ErrInDoubt)
+			opts.Fingerprint = []byte("g")
+			refused(t, c, "doubt", opts, oncemill.ErrKeyReused)
+			doubts, err := in.InDoubt(within(t), "c", oncemill.InDoubt{}, 10)
+			must(t, err)
+			if len(doubts) != 1 || doubts[0].Attempts != 2 || doubts[0].Message == nil || doubts[0].Message.Metadata["a"] != "\xff" ||
+				string(doubts[0].Payload) != "\x00\xff" || doubts[0].Amount != "-1.5" {
+				t.Fatalf("got %+v", doubts)
+			}
+			asked := make(chan struct{}, 10)
+			ctx, cancel := context.WithCancel(within(t))
+			done := make(chan error)
+			resolver := oncemill.Resolver{Consumer: c, LandingBound: time.Nanosecond, Backoff: time.Millisecond, Poll: time.Millisecond, Deadline: time.Hour,
+				Ask: func(context.Context, oncemill.InDoubt) (oncemill.Resolution, error) {
+					asked <- struct{}{}
+					if len(asked) < 2 {
+						return oncemill.Resolution{}, nil
+					}
+					return oncemill.Resolution{Verdict: oncemill.NotHappened}, nil
+				}}
+			go func() { done <- resolver.Run(ctx) }()
+			for f.count(`SELECT count(*) FROM "od""d Name".outbox WHERE topic = 't' AND ordering_key = '\x00' AND payload = 'p'`) == 0 {
+			}
+			cancel()
+			must(t, <-done)
+			events, err := c.Events(within(t), "doubt", 0, 100)
+			must(t, err)
+			kinds := ""
+			for _, e := range events {
+				kinds += string(e.Kind) + ", "
+			}
+			if kinds != "claimed, in doubt, taken over, in doubt, blocked, conflict, asking, asked, asking, released, " {
+				t.Errorf("events: %s", kinds)
+			}
+			if held, err := c.Held(within(t), "doubt"); held != nil || err != nil {
+				t.Errorf("got %+v, %v", held, err)
+			}
+			_, err = in.Purge(within(t))
+			must(t, err)
+		})
+	}
+}

@@ -222,7 +222,7 @@ func (g Guard) refused(msg *message.Message, c *oncemill.Consumer, key string, e
 	switch {
 	case errors.Is(err, oncemill.ErrSettled):
 		return nil
-	case errors.Is(err, oncemill.ErrInFlight) && errors.As(err, &e) && e.Held != nil:
+	case errors.Is(err, oncemill.ErrInFlight) && errors.As(err, &e) && e.Held != nil && !e.Held.InDoubt:
 		g.delay(msg, e.Held.Remaining)
 	case errors.Is(err, oncemill.ErrInFlight):
 		g.delay(msg, time.Second)

@@ -336,3 +336,37 @@ func TestGuardDoesNotReleaseWhatAnEarlierAttemptMayHaveDone(t *testing.T) {
 	}
 	g.want(`SELECT count(*) FROM oncemill.claims WHERE attempts = 2 AND in_doubt_since IS NOT NULL`, 1)
 }
+
+// With both policies, the message of an effect that a resolver asks about comes again,
+// and is not parked.
+func TestGuardComesAgainWhileTheResolverAsks(t *testing.T) {
+	t.Parallel()
+	g := newGuarded(t)
+	asked, answer := make(chan struct{}), make(chan struct{})
+	g.guard.KeyLifetime, g.guard.Backoff = time.Hour, time.Hour
+	g.guard.Ask = func(context.Context, oncemill.InDoubt) (oncemill.Resolution, error) {
+		close(asked)
+		<-answer
+		return oncemill.Resolution{}, nil
+	}
+	runs := 0
+	g.handler = func(*message.Message, *oncemill.Claim) ([]*message.Message, error) {
+		if runs++; runs == 1 {
+			return nil, errLost
+		}
+		return nil, nil
+	}
+	want(t, g.deliver("u"), errLost)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- g.guard.Resolver().Run(ctx) }()
+	<-asked
+	want(t, g.deliver("u"), oncemill.ErrInFlight)
+	g.want(`SELECT count(*) FROM oncemill.parked`, 0)
+	close(answer)
+	for g.deliver("u") != nil { // until the resolver has given its lease back
+	}
+	cancel()
+	must(t, <-done)
+	g.wantClaims("settled", 1)
+}
