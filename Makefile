@@ -30,6 +30,17 @@ demo: ## Watch redeliveries, panics and kill -9 change nothing (MESSAGES=10000 B
 	@echo "building the demo, which takes a minute the first time ..."
 	@cd examples && go run ./quickstart $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(BROKER),-broker $(BROKER))
 
+# Both take about 20 seconds for 1,000 messages.
+.PHONY: demo-email
+demo-email: ## The same for 1,000 e-mails, by a mail server that loses its replies (MESSAGES=1000)
+	@echo "building the demo, which takes a minute the first time ..."
+	@cd examples && go run ./effects -kind email $(if $(MESSAGES),-messages $(MESSAGES))
+
+.PHONY: demo-payment
+demo-payment: ## The same for 1,000 card payments, by a Stripe of our own (MESSAGES=1000)
+	@echo "building the demo, which takes a minute the first time ..."
+	@cd examples && go run ./effects -kind payment $(if $(MESSAGES),-messages $(MESSAGES))
+
 .PHONY: test
 test: bin/withservers ## Run all tests, on the servers that it starts
 	@echo "== root module$(if $(RACE),, (without the race detector: install a C compiler))"

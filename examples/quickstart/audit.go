@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/oncemill/oncemill/examples/internal/crew"
 )
 
 // A verdict is what the auditor finds. It looks only at what is in Postgres and
@@ -37,7 +39,7 @@ func audit(ctx context.Context, s setting) error {
 		return err
 	}
 	defer broker.close()
-	db, err := openDB(s)
+	db, err := crew.OpenDB(s.Postgres)
 	if err != nil {
 		return err
 	}
@@ -68,7 +70,7 @@ func audit(ctx context.Context, s setting) error {
 		return err
 	}
 	text, err := json.Marshal(v)
-	say(string(text))
+	crew.Say(string(text))
 	return err
 }
 
@@ -82,12 +84,12 @@ func (v *verdict) askBroker(ctx context.Context, b broker) error {
 	if err != nil {
 		return err
 	}
-	if billing.waiting+shipping.waiting > 0 {
+	if billing.Waiting+shipping.Waiting > 0 {
 		return errors.New("not all messages are acknowledged")
 	}
-	v.Published, v.Invoices = billing.messages, shipping.messages
-	v.Deliveries = billing.deliveries
-	v.Duplicates = billing.deliveries - billing.messages
+	v.Published, v.Invoices = billing.Messages, shipping.Messages
+	v.Deliveries = billing.Deliveries
+	v.Duplicates = billing.Deliveries - billing.Messages
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/oncemill/oncemill/examples/internal/streams"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -49,19 +50,12 @@ type broker interface {
 
 	// look says how far the group has come with the topic. One whose worker has
 	// not come yet has done nothing.
-	look(ctx context.Context, topic, group string) (flow, error)
+	look(ctx context.Context, topic, group string) (streams.Flow, error)
 
 	// payloads reads as many messages of the topic, from the first on.
 	payloads(ctx context.Context, topic string, messages int) ([]string, error)
 
 	close()
-}
-
-// A flow is what a broker says about a topic and the group that consumes it.
-type flow struct {
-	messages   int // in the topic
-	waiting    int // of these, not acknowledged
-	deliveries int // to the group, if the broker counts them
 }
 
 func (s setting) brand() *brand { return brands[s.Broker] }

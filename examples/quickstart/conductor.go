@@ -6,10 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
-	"github.com/oncemill/oncemill/testcontainers/postgres"
+	"github.com/oncemill/oncemill/examples/internal/crew"
+	"github.com/oncemill/oncemill/examples/internal/screen"
 )
 
 // leastMessages are enough for each fault to happen five times.
@@ -26,16 +25,15 @@ func conduct(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	// Without this, a reader that goes away, as in `make demo | head`, would end this
-	// process before it can clear away. Now the screen has an error.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	fmt.Printf(introduction, thousands(messages), brand.title)
+	fmt.Printf(introduction, screen.Thousands(messages), brand.title)
 	dir, err := os.MkdirTemp("", "oncemill-demo-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	postgres, err := startPostgres(ctx, server)
+	// Both runs use the server, each with a database of its own. The brokers start
+	// later, one for each run.
+	postgres, err := crew.StartPostgres(ctx, os.Stdout, server)
 	if err != nil {
 		return err
 	}
@@ -48,8 +46,8 @@ func conduct(ctx context.Context, args []string) (err error) {
 	for _, r := range runs {
 		r.dir, r.server, r.setting.Messages, r.setting.Broker = dir, postgres, messages, name
 		if err := r.conduct(ctx); err != nil {
-			if ctx.Err() == nil && r.screen.err == nil {
-				fmt.Fprint(os.Stderr, "\n", logTail(dir))
+			if ctx.Err() == nil && r.screen.Err == nil {
+				fmt.Fprint(os.Stderr, "\n", crew.LogTail(dir))
 			}
 			return fmt.Errorf("the run %s: %w", r.name, err)
 		}
@@ -77,16 +75,4 @@ func parse(args []string) (messages int, broker string, err error) {
 		return 0, "", fmt.Errorf("-broker is %q: must be nats or kafka", broker)
 	}
 	return messages, broker, nil
-}
-
-// startPostgres starts the server that both runs use, each with a database of its
-// own. It is found on this machine or, saying so, downloaded. The brokers start
-// later, one for each run.
-func startPostgres(ctx context.Context, broker string) (*postgres.Server, error) {
-	bin, err := postgres.Locate(ctx, os.Stdout)
-	if err != nil {
-		return nil, err
-	}
-	fmt.Printf("Starting %s, and the Postgres in %s.\n", broker, bin)
-	return postgres.Start(ctx, postgres.Options{Bin: bin})
 }

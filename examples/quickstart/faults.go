@@ -2,8 +2,9 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"sync/atomic"
+
+	"github.com/oncemill/oncemill/examples/internal/crew"
 )
 
 // Things go wrong after a number of messages, not at random: so each does often
@@ -15,17 +16,7 @@ const (
 	saysLostCommit = "lost offset commit"
 	saysError      = "handler error"
 	saysPanic      = "handler panic"
-	saysKillMe     = "kill me" // not yet, but this is the worst moment for it
 )
-
-func say(what string) { fmt.Println(what) }
-
-// awaitKill is the end of a process. It does nothing more, and the conductor
-// sends SIGKILL.
-func awaitKill() {
-	say(saysKillMe)
-	select {}
-}
 
 // trouble is what a worker is in. What happens on its way to the broker is in
 // natsloss.go and kafkaloss.go.
@@ -52,10 +43,10 @@ func (t *trouble) inHandler() error {
 	}
 	switch t.handled.Add(1) % t.every {
 	case 1:
-		say(saysError)
+		crew.Say(saysError)
 		return errors.New("on purpose")
 	case 3:
-		say(saysPanic)
+		crew.Say(saysPanic)
 		panic("on purpose")
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/oncemill/oncemill/consumers/kafka"
+	"github.com/oncemill/oncemill/examples/internal/crew"
+	"github.com/oncemill/oncemill/examples/internal/streams"
 	"github.com/oncemill/oncemill/outbox"
 	"github.com/oncemill/oncemill/testcontainers/kafkaserver"
 )
@@ -55,7 +57,7 @@ func serveKafka(ctx context.Context, _ setting) error {
 	if err != nil {
 		return err
 	}
-	say(server.Broker())
+	crew.Say(server.Broker())
 	<-ctx.Done()
 	return server.Close()
 }
@@ -102,7 +104,7 @@ func (b *kafkaBroker) createTopics(ctx context.Context) error {
 			return err
 		}
 		select {
-		case <-time.After(lookEvery):
+		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -126,7 +128,7 @@ func (b *kafkaBroker) subscriber(group string) message.Subscriber {
 
 // look asks first for what is committed: where that is the end, nothing was
 // waiting when it was asked for.
-func (b *kafkaBroker) look(ctx context.Context, topic, group string) (f flow, err error) {
+func (b *kafkaBroker) look(ctx context.Context, topic, group string) (f streams.Flow, err error) {
 	committed, err := b.admin.FetchOffsetsForTopics(ctx, group, topic)
 	if err := errors.Join(err, committed.Error()); err != nil {
 		return f, fmt.Errorf("look up the offsets of group %s in topic %s: %w", group, topic, err)
@@ -142,8 +144,8 @@ func (b *kafkaBroker) look(ctx context.Context, topic, group string) (f flow, er
 	ends.Each(func(end kadm.ListedOffset) {
 		begin, _ := begins.Lookup(topic, end.Partition)
 		handled, _ := committed.Lookup(topic, end.Partition) // At is -1 before the first commit
-		f.messages += int(end.Offset - begin.Offset)
-		f.waiting += int(end.Offset - max(begin.Offset, handled.At))
+		f.Messages += int(end.Offset - begin.Offset)
+		f.Waiting += int(end.Offset - max(begin.Offset, handled.At))
 	})
 	return f, nil
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/oncemill/oncemill/examples/internal/crew"
 )
 
 // cutOff is for how long a worker cannot reach Kafka: longer than its session.
@@ -72,10 +74,10 @@ func (c *commitLoss) onCommit() (lost bool) {
 	switch {
 	case t.cutOff && c.until.IsZero() && n >= t.lifetime/2:
 		c.cut()
-		say(saysLostCommit)
+		crew.Say(saysLostCommit)
 		return true
 	case t.lifetime > 0 && n >= t.lifetime:
-		awaitKill()
+		crew.AwaitKill()
 	}
 	return false
 }

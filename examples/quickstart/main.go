@@ -15,19 +15,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"io"
-	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
+
+	"github.com/oncemill/oncemill/examples/internal/crew"
 )
 
-// A role is what a process does: until ctx ends, or until it is done.
-type role func(ctx context.Context, s setting) error
-
-var roles = map[string]role{
+// roles are what a process does: until ctx ends, or until it is done.
+var roles = map[string]func(ctx context.Context, s setting) error{
 	"nats":     serveNATS,
 	"kafka":    serveKafka,
 	"producer": produce,
@@ -51,45 +45,4 @@ type setting struct {
 	CutOff   bool // in the middle of its life it cannot reach the broker, if that is Kafka
 }
 
-// settingVariable holds the setting, as JSON. It is not an argument because
-// everybody may read those, and Postgres's URL has a password.
-const settingVariable = "QUICKSTART_SETTING"
-
-func main() { os.Exit(start()) }
-
-func start() (exitCode int) {
-	// However often they come, everything is cleared away, which takes a second.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if len(os.Args) == 2 && roles[os.Args[1]] != nil {
-		if err := play(ctx, roles[os.Args[1]]); err != nil {
-			slog.Error("ended", "error", err)
-			return 1
-		}
-		return 0
-	}
-	switch err := conduct(ctx, os.Args[1:]); {
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "quickstart: interrupted, everything is stopped")
-		return 130
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "quickstart:", err)
-		return 1
-	}
-	return 0
-}
-
-// play plays one role. The conductor holds standard input open: when it ends, so
-// has the conductor, however that happened.
-func play(ctx context.Context, do role) error {
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	var s setting
-	if err := json.Unmarshal([]byte(os.Getenv(settingVariable)), &s); err != nil {
-		return fmt.Errorf("%s: %w (this is for the conductor to start)", settingVariable, err)
-	}
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1)
-	}()
-	return do(ctx, s)
-}
+func main() { os.Exit(crew.Main(roles, conduct)) }

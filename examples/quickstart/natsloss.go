@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"sync"
 	"time"
+
+	"github.com/oncemill/oncemill/examples/internal/crew"
 )
 
 // ackLoss dials a worker's connection to NATS, to lose acknowledgements on it. It
@@ -44,7 +46,7 @@ func (a *ackLoss) onAck(ack []byte) []byte {
 	t := a.trouble
 	n := t.finished.Add(1)
 	if n == t.lifetime {
-		awaitKill()
+		crew.AwaitKill()
 	}
 	if t.every == 0 || n%t.every != 2 {
 		return ack
@@ -53,6 +55,6 @@ func (a *ackLoss) onAck(ack []byte) []byte {
 	if _, again := a.lost.LoadOrStore(delivery, true); again {
 		return ack // the subscriber acknowledges once more when there is no answer
 	}
-	say(saysLostAck)
+	crew.Say(saysLostAck)
 	return nil
 }

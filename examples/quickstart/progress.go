@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"github.com/oncemill/oncemill/examples/internal/screen"
 )
 
 // progress is how far a run is. It is only for the screen, and to know when all
@@ -15,7 +17,7 @@ type progress struct {
 }
 
 func (p progress) String() string {
-	return fmt.Sprintf("%s orders sent, %s bills, %s shipments", thousands(p.orders), thousands(p.bills), thousands(p.shipments))
+	return fmt.Sprintf("%s orders sent, %s bills, %s shipments", screen.Thousands(p.orders), screen.Thousands(p.bills), screen.Thousands(p.shipments))
 }
 
 // look follows the orders' way, so that nothing can move on behind its back.
@@ -37,7 +39,7 @@ func (r *run) look(ctx context.Context) (p progress, err error) {
 	if err != nil {
 		return p, err
 	}
-	p.orders = billing.messages
-	p.done = p.orders == r.setting.Messages && billing.waiting+unsent+shipping.waiting == 0
+	p.orders = billing.Messages
+	p.done = p.orders == r.setting.Messages && billing.Waiting+unsent+shipping.Waiting == 0
 	return p, nil
 }

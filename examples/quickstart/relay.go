@@ -4,13 +4,14 @@ import (
 	"context"
 	"time"
 
+	"github.com/oncemill/oncemill/examples/internal/crew"
 	"github.com/oncemill/oncemill/outbox"
 )
 
 // relay sends what billing has left in the outbox. `oncemill relay` does the
 // same, but cannot be made to wait for its end at the worst moment.
 func relay(ctx context.Context, s setting) error {
-	db, err := openDB(s)
+	db, err := crew.OpenDB(s.Postgres)
 	if err != nil {
 		return err
 	}
@@ -40,7 +41,7 @@ func (d *doomedSink) PublishBatch(ctx context.Context, rows []outbox.Row) []erro
 	errs := d.Sink.PublishBatch(ctx, rows)
 	if d.rows -= len(rows); d.rows <= 0 {
 		time.Sleep(2 * d.memory) // so that the broker takes the batch a second time
-		awaitKill()
+		crew.AwaitKill()
 	}
 	return errs
 }

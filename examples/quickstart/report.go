@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/oncemill/oncemill/examples/internal/screen"
 )
 
 // What the conductor itself does to the processes.
@@ -36,14 +38,14 @@ const (
 // fault notes and shows that something went wrong.
 func (r *run) fault(kind, role string) {
 	r.faults[kind]++
-	r.changed()
+	r.crew.Changed()
 	switch n := r.faults[kind]; {
 	case kind == workerKilled, kind == relayKilled:
-		r.screen.line(fmt.Sprintf("fault: %s: killed with SIGKILL (%d)", role, r.killed[role]))
+		r.screen.Line(fmt.Sprintf("fault: %s: killed with SIGKILL (%d)", role, r.killed[role]))
 	case n < shownFaults:
-		r.screen.line(fmt.Sprintf("fault: %s: %s (%d)", role, kind, n))
+		r.screen.Line(fmt.Sprintf("fault: %s: %s (%d)", role, kind, n))
 	case n == shownFaults:
-		r.screen.line(fmt.Sprintf("fault: %s: %s (%d; more are only counted)", role, kind, n))
+		r.screen.Line(fmt.Sprintf("fault: %s: %s (%d; more are only counted)", role, kind, n))
 	}
 }
 
@@ -66,7 +68,7 @@ There were %s deliveries more than orders: no broker does without them when
 things go wrong. Without Oncemill that made %s bills and %s shipments too
 many%s. With it %s.
 
-`, thousands(v.Duplicates), thousands(plain.Billing.Twice), thousands(plain.Shipping.Twice), loss(plain), outcome(v))
+`, screen.Thousands(v.Duplicates), screen.Thousands(plain.Billing.Twice), screen.Thousands(plain.Shipping.Twice), loss(plain), outcome(v))
 	fmt.Fprintf(out, "demo: broker=%s published=%d deliveries=%d duplicates=%d effects=%d lost=%d twice=%d\n",
 		with.setting.Broker, v.Published, v.Deliveries, v.Duplicates, v.Billing.Rows, v.lost(), v.twice())
 	return judge(with, without)
@@ -76,12 +78,12 @@ func loss(v verdict) string {
 	if v.lost() == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", and %s were missing", thousands(v.lost()))
+	return fmt.Sprintf(", and %s were missing", screen.Thousands(v.lost()))
 }
 
 func outcome(v verdict) string {
 	if v.lost()+v.twice() > 0 {
-		return fmt.Sprintf("%s were missing and %s too many: that is a bug", thousands(v.lost()), thousands(v.twice()))
+		return fmt.Sprintf("%s were missing and %s too many: that is a bug", screen.Thousands(v.lost()), screen.Thousands(v.twice()))
 	}
 	return "every order was billed once and shipped once"
 }
@@ -90,7 +92,7 @@ func printTable(out io.Writer, with, without *run) {
 	print := func(what, one, other string) { fmt.Fprintf(out, "  %-50s %13s %10s\n", what, one, other) }
 	head := func(what string) { fmt.Fprintln(out, what) }
 	row := func(what string, value func(*run) int) {
-		print(what, thousands(value(with)), thousands(value(without)))
+		print(what, screen.Thousands(value(with)), screen.Thousands(value(without)))
 	}
 
 	print("", with.name, "without")
@@ -128,7 +130,7 @@ func (r *run) suffered(kind string) string {
 	if kind == relayKilled && !r.setting.Oncemill {
 		return "no relay"
 	}
-	return thousands(r.faults[kind])
+	return screen.Thousands(r.faults[kind])
 }
 
 // judge tells whether the demo has shown what it should.

@@ -4,25 +4,15 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/examples/internal/crew"
+	"github.com/oncemill/oncemill/examples/internal/screen"
 	"github.com/oncemill/oncemill/testcontainers/postgres"
-)
-
-const (
-	// lookEvery is how often Postgres and the broker are asked how far they are.
-	lookEvery = 100 * time.Millisecond
-
-	// patience is for how long nothing may change until a run is given up.
-	patience = time.Minute
-
-	// stopLimit is how long the processes may take to end when asked to.
-	stopLimit = 15 * time.Second
 )
 
 // A run sends all orders through, with Oncemill or without. One goroutine has the
@@ -36,27 +26,25 @@ type run struct {
 
 	db     *sql.DB
 	broker broker
-	screen *screen
+	screen *screen.Screen
 
-	crew     []*child // all that were started
-	events   chan event
-	over     chan struct{}
-	faults   map[string]int // by kind
-	doomed   map[string]int // by role: that are to be killed, or were
-	killed   map[string]int // by role
-	took     time.Duration
-	verdict  verdict
-	deadline time.Time // see patience
+	crew    *crew.Crew
+	faults  map[string]int // by kind
+	doomed  map[string]int // by role: that are to be killed, or were
+	killed  map[string]int // by role
+	took    time.Duration
+	verdict verdict
 }
 
 // conduct sets everything up, has the work done, and has it audited.
 func (r *run) conduct(ctx context.Context) (err error) {
-	r.events, r.over = make(chan event), make(chan struct{})
+	r.crew = crew.New(r.dir)
+	r.crew.Heard, r.crew.Watch = r.heard, func() error { return r.screen.Err }
 	r.faults, r.doomed, r.killed = make(map[string]int), make(map[string]int), make(map[string]int)
-	defer r.killAll()
-	r.screen = newScreen(os.Stdout)
-	r.screen.title("%s orders %s", thousands(r.setting.Messages), r.name)
-	defer r.screen.end()
+	defer r.crew.KillAll(r.setting.Broker)
+	r.screen = screen.New(os.Stdout)
+	r.screen.Title("%s orders %s", screen.Thousands(r.setting.Messages), r.name)
+	defer r.screen.End()
 	if err := r.startBroker(ctx); err != nil {
 		return err
 	}
@@ -66,13 +54,13 @@ func (r *run) conduct(ctx context.Context) (err error) {
 	}
 	defer r.db.Close()
 
-	r.screen.restart()
+	r.screen.Restart()
 	begun := time.Now()
 	if err := r.work(ctx); err != nil {
 		return err
 	}
 	r.took = time.Since(begun)
-	if err := r.stopWorkers(ctx); err != nil {
+	if err := r.crew.StopAll(ctx, r.setting.Broker); err != nil {
 		return err
 	}
 	answer, err := r.ask(ctx, "audit")
@@ -97,17 +85,11 @@ func (r *run) startBroker(ctx context.Context) (err error) {
 	return err
 }
 
-func (r *run) createDatabase(ctx context.Context) error {
-	admin, err := sql.Open("postgres", r.server.URL("postgres"))
-	if err != nil {
+func (r *run) createDatabase(ctx context.Context) (err error) {
+	if r.setting.Postgres, err = crew.CreateDatabase(ctx, r.server, r.database); err != nil {
 		return err
 	}
-	defer admin.Close()
-	if _, err := admin.ExecContext(ctx, `CREATE DATABASE `+r.database); err != nil {
-		return err
-	}
-	r.setting.Postgres = r.server.URL(r.database)
-	if r.db, err = openDB(r.setting); err != nil {
+	if r.db, err = crew.OpenDB(r.setting.Postgres); err != nil {
 		return err
 	}
 	if r.setting.Oncemill {
@@ -147,20 +129,20 @@ func (r *run) work(ctx context.Context) error {
 		return err
 	}
 	var before progress
-	return r.attend(ctx, func() (bool, error) {
+	return r.crew.Attend(ctx, func() (bool, error) {
 		p, err := r.look(ctx)
 		if err != nil || p == before {
 			return false, err
 		}
 		before = p
-		r.changed()
-		r.screen.status(fmt.Sprintf("%v; %s faults", p, thousands(r.troubles())))
+		r.crew.Changed()
+		r.screen.Status(fmt.Sprintf("%v; %s faults", p, screen.Thousands(r.troubles())))
 		return p.done, nil
 	})
 }
 
 // spawn starts a process in a role.
-func (r *run) spawn(role string, place int) (*child, error) {
+func (r *run) spawn(role string, place int) (*crew.Child, error) {
 	s := r.setting
 	s.Place = place
 	s.Faults = role == "billing" || role == "shipping"
@@ -170,12 +152,12 @@ func (r *run) spawn(role string, place int) (*child, error) {
 		s.Lifetime = s.Messages / (kills + 2) / s.brand().workers
 		s.CutOff = r.doomed[role]%2 == 1 // every other one
 	}
-	c, err := spawn(r.dir, role, s, r.events, r.over)
+	c, err := r.crew.Spawn(role, s)
 	if err != nil {
 		return nil, err
 	}
-	c.mayEnd = role == "producer" || role == "audit"
-	r.crew = append(r.crew, c)
+	c.Place = place
+	c.MayEnd = role == "producer" || role == "audit"
 	return c, nil
 }
 
@@ -185,60 +167,28 @@ const kills = 6
 // mortal tells whether some in a role are to be killed.
 func mortal(role string) bool { return role == "billing" || role == "shipping" || role == "relay" }
 
-// attend deals with what the children say until done, which it asks now and then.
-func (r *run) attend(ctx context.Context, done func() (bool, error)) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	r.changed()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case e := <-r.events:
-			if err := r.handle(e); err != nil {
-				return err
-			}
-		case now := <-tick.C:
-			if ok, err := done(); ok || err != nil {
-				return err
-			}
-			if r.screen.err != nil {
-				return r.screen.err
-			}
-			if now.After(r.deadline) {
-				return fmt.Errorf("nothing has changed for %v", patience)
-			}
-		}
-	}
-}
-
-func (r *run) changed() { r.deadline = time.Now().Add(patience) }
-
-// handle deals with one thing that a child said, or with its end.
-func (r *run) handle(e event) error {
+// heard deals with one thing that a child said.
+func (r *run) heard(from *crew.Child, line string) (taken bool, err error) {
 	switch {
-	case e.ended:
-		return e.from.misbehaved(e.err)
-	case e.line == saysKillMe:
-		return r.replace(e.from)
-	case slices.Contains([]string{saysLostAck, saysLostCommit, saysError, saysPanic}, e.line):
-		r.fault(e.line, e.from.role)
-	default:
-		e.from.answer = e.line
+	case line == crew.KillMe:
+		return true, r.replace(from)
+	case slices.Contains([]string{saysLostAck, saysLostCommit, saysError, saysPanic}, line):
+		r.fault(line, from.Role)
+		return true, nil
 	}
-	return nil
+	return false, nil
 }
 
 // replace kills a worker or the relay, and starts another one.
-func (r *run) replace(c *child) error {
-	c.kill()
-	r.killed[c.role]++
-	if c.role == "relay" {
-		r.fault(relayKilled, c.role)
+func (r *run) replace(c *crew.Child) error {
+	c.Kill()
+	r.killed[c.Role]++
+	if c.Role == "relay" {
+		r.fault(relayKilled, c.Role)
 	} else {
-		r.fault(workerKilled, c.role)
+		r.fault(workerKilled, c.Role)
 	}
-	_, err := r.spawn(c.role, c.place)
+	_, err := r.spawn(c.Role, c.Place)
 	return err
 }
 
@@ -248,44 +198,5 @@ func (r *run) ask(ctx context.Context, role string) (answer string, err error) {
 	if err != nil {
 		return "", err
 	}
-	err = r.attend(ctx, func() (bool, error) { return c.answer != "", nil })
-	return c.answer, err
-}
-
-// stopWorkers ends everybody but the broker as an operator would, and wants them
-// to go in peace.
-func (r *run) stopWorkers(ctx context.Context) error {
-	for _, c := range r.crew {
-		if c.role != r.setting.Broker {
-			c.stop()
-		}
-	}
-	limit := time.Now().Add(stopLimit)
-	return r.attend(ctx, func() (bool, error) {
-		for _, c := range r.crew {
-			if c.role != r.setting.Broker && !c.hasEnded() {
-				if time.Now().After(limit) {
-					return false, errors.New(c.role + " does not end")
-				}
-				return false, nil
-			}
-		}
-		return true, nil
-	})
-}
-
-// killAll leaves nobody behind, whatever has happened.
-func (r *run) killAll() {
-	close(r.over)
-	for _, c := range r.crew {
-		if c.role == r.setting.Broker {
-			c.stop() // it has files to remove
-			select {
-			case <-c.ended:
-			case <-time.After(stopLimit):
-			}
-		}
-		c.kill()
-		<-c.ended
-	}
+	return r.crew.Await(ctx, c)
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
-	_ "github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/consumers"
+	"github.com/oncemill/oncemill/examples/internal/crew"
 	"github.com/oncemill/oncemill/middleware"
 )
 
@@ -26,7 +26,7 @@ type worker struct {
 
 func newWorker(ctx context.Context, s setting) (w *worker, err error) {
 	w = &worker{trouble: newTrouble(s)}
-	if w.db, err = openDB(s); err != nil {
+	if w.db, err = crew.OpenDB(s.Postgres); err != nil {
 		return nil, err
 	}
 	if w.notes, err = openNotes(s); err != nil {
@@ -42,16 +42,6 @@ func (w *worker) close() {
 	w.broker.close()
 	w.notes.Close()
 	w.db.Close()
-}
-
-func openDB(s setting) (*sql.DB, error) {
-	db, err := sql.Open("postgres", s.Postgres)
-	if err != nil {
-		return nil, err
-	}
-	db.SetMaxOpenConns(16)
-	db.SetMaxIdleConns(16)
-	return db, nil
 }
 
 // makeRouter makes a router, with Oncemill's middlewares or with Watermill's own.

@@ -1,4 +1,5 @@
-package main
+// Package screen shows how far a demo is.
+package screen
 
 import (
 	"fmt"
@@ -11,56 +12,61 @@ import (
 // statusEvery is how often the status is shown where it cannot be overwritten.
 const statusEvery = 2 * time.Second
 
-// A screen shows lines, and below them a status. On a terminal that is one line
+// A Screen shows lines, and below them a status. On a terminal that is one line
 // that changes; elsewhere it is a line now and then.
-type screen struct {
+type Screen struct {
 	out     io.Writer
 	live    bool
 	current string // the status that a live screen shows
 	begun   time.Time
 	shown   time.Time // when the status was, last
-	err     error     // nobody can see it any more
+	Err     error     // nobody can see it any more
 }
 
-func newScreen(out *os.File) *screen {
+// New returns a screen on a file, such as os.Stdout.
+func New(out *os.File) *Screen {
 	info, err := out.Stat()
 	live := err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
-	return &screen{out: out, live: live}
+	return &Screen{out: out, live: live}
 }
 
-func (s *screen) title(format string, args ...any) {
+// Title shows a line above everything that follows.
+func (s *Screen) Title(format string, args ...any) {
 	s.print("\n" + fmt.Sprintf(format, args...) + "\n")
 }
 
-// restart sets the clock to zero.
-func (s *screen) restart() { s.begun, s.shown = time.Now(), time.Now() }
+// Restart sets the clock to zero.
+func (s *Screen) Restart() { s.begun, s.shown = time.Now(), time.Now() }
 
-func (s *screen) line(text string) {
+// Line shows a line that stays.
+func (s *Screen) Line(text string) {
 	s.clear()
 	s.print(fmt.Sprintf("%5.1fs  %s\n", time.Since(s.begun).Seconds(), text))
 	s.draw()
 }
 
-func (s *screen) status(text string) {
+// Status shows a text in place of the one before, on a terminal, and elsewhere now and
+// then.
+func (s *Screen) Status(text string) {
 	if s.live {
 		s.clear()
 		s.current = fmt.Sprintf("%5.1fs  %s", time.Since(s.begun).Seconds(), text)
 		s.draw()
 	} else if time.Since(s.shown) >= statusEvery {
 		s.shown = time.Now()
-		s.line(text)
+		s.Line(text)
 	}
 }
 
-// end leaves the status as it is.
-func (s *screen) end() {
+// End leaves the status as it is.
+func (s *Screen) End() {
 	if s.current != "" {
 		s.print("\n")
 	}
 	s.current = ""
 }
 
-func (s *screen) clear() {
+func (s *Screen) clear() {
 	if s.current != "" {
 		s.print("\r\x1b[K")
 	}
@@ -68,20 +74,20 @@ func (s *screen) clear() {
 
 // draw shows the status without a break at the terminal's right edge, since what
 // has been broken could not be overwritten.
-func (s *screen) draw() {
+func (s *Screen) draw() {
 	if s.current != "" {
 		s.print("\x1b[?7l" + s.current + "\x1b[?7h")
 	}
 }
 
-func (s *screen) print(text string) {
+func (s *Screen) print(text string) {
 	if _, err := io.WriteString(s.out, text); err != nil {
-		s.err = err
+		s.Err = err
 	}
 }
 
-// thousands writes 10000 as 10,000.
-func thousands(n int) string {
+// Thousands writes 10000 as 10,000.
+func Thousands(n int) string {
 	text := strconv.Itoa(n)
 	for i := len(text) - 3; i > 0; i -= 3 {
 		text = text[:i] + "," + text[i:]
