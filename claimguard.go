@@ -76,7 +76,14 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 		case refused != nil:
 			in.observeDoubt(ctx, d, refused)
 			return nil, d.failed(OpClaim, refused)
+		case claim != nil && time.Now().After(claim.Deadline()):
+			// The effect would have no time at all.
+			in.giveBack(context.WithoutCancel(ctx), claim, "it took as long as its lease to get")
+			return nil, d.failed(OpClaim, fmt.Errorf("%w: it took as long to get the claim", ErrLeaseOver))
 		case claim != nil:
+			if claim.noticed && in.Observer.InDoubt != nil {
+				in.Observer.InDoubt(ctx, d.consumer, d.key, leaseWasOver)
+			}
 			return claim, nil
 		}
 	}
@@ -86,8 +93,8 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 // tryClaim is one transaction. Without a claim, a refusal and an error, the key was
 // taken and then free again.
 func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (claim *Claim, refused error, failed *Error) {
-	start := time.Now()
 	failed = in.guarded(work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
+		start := time.Now() // before the lease begins
 		taken, err := g.take()
 		if err == nil && taken == nil {
 			taken, refused, err = g.takeHeld()
@@ -100,6 +107,8 @@ func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (clai
 				consumer: c, d: d, token: taken.Token, attempt: taken.Attempts, first: taken.ClaimedAt,
 				amount:   amount{d.opts.Amount, d.opts.Currency},
 				started:  start,
+				xid:      g.xid,
+				noticed:  taken.Attempts > 1 && !taken.noted,
 				deadline: start.Add(d.opts.Lease - leaseMargin(d.opts.Lease)),
 			}
 		}
@@ -134,17 +143,41 @@ func inFlightOr(ctx context.Context, err error, waited time.Duration) error {
 	return err
 }
 
-// unclaim releases a claim of which nobody knows whether it was committed, and whose
-// effect has not begun. If it cannot for a while, the claim will be in doubt.
+// unclaim gives back a claim of which nobody knows whether it was committed, and whose
+// effect has not begun. The COMMIT may still be under way, as when it waits for a
+// standby; only then is there a row to release. If all that takes too long, the claim
+// will be in doubt.
 func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
-	const patience, pause = 5 * time.Second, 100 * time.Millisecond
-	deadline := time.Now().Add(patience)
-	for time.Now().Before(deadline) && ctx.Err() == nil {
-		err := claim.Release(ctx, "the answer to the claim's COMMIT was lost, and no effect was begun")
-		if err == nil || errors.Is(err, ErrFenced) {
+	const patience, pause = 5 * time.Second, 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		var status string
+		err := in.DB.QueryRowContext(ctx, `SELECT COALESCE(pg_xact_status($1::text::xid8), '')`, claim.xid).Scan(&status)
+		switch {
+		case err == nil && status == "committed":
+			in.giveBack(ctx, claim, "the answer to its COMMIT was lost")
+			return
+		case err == nil && status != "in progress":
 			return
 		}
 		time.Sleep(pause)
+	}
+}
+
+// giveBack ends a claim whose effect was not begun. An earlier attempt at it stays in
+// doubt.
+func (in *Inbox) giveBack(ctx context.Context, claim *Claim, why string) {
+	why += "; no effect was begun"
+	var err error
+	if claim.attempt > 1 {
+		err = claim.Doubt(ctx, fmt.Sprintf("attempt %d: %s; an earlier one is in doubt", claim.attempt, why), nil)
+	} else {
+		err = claim.Release(ctx, why)
+	}
+	if err != nil {
+		in.Logger.WarnContext(ctx, "oncemill: a claim whose effect was not begun could not be released; it will be in doubt after its lease",
+			"consumer", claim.consumer.name, "key", claim.d.key, "token", claim.token, "error", err)
 	}
 }
 
@@ -174,8 +207,8 @@ type heldError struct {
 
 func (e *heldError) Unwrap() error { return e.error }
 
-// insertGuardedSQL claims a free key. As in claimSQL, lock_timeout is for the insert
-// only.
+// insertGuardedSQL claims a free key. Where it is taken, lock_timeout stays for
+// readHeldSQL, which waits for the row's lock; where it is not, it is put back.
 const insertGuardedSQL = `
 WITH session AS MATERIALIZED (
 	SELECT current_setting('lock_timeout') AS lock_timeout, set_config('lock_timeout', $5, true), clock_timestamp() AS now
@@ -301,7 +334,12 @@ RETURNING token, attempts, claimed_at, lease_until`
 // takeOver gives a claim in doubt, which this transaction has read for update, to a
 // new attempt.
 func (g *guardTx) takeOver(held *Held) (*Held, error) {
-	var h Held
+	if !held.noted {
+		if err := g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver}); err != nil {
+			return nil, err
+		}
+	}
+	h := Held{noted: held.noted}
 	err := g.row(takeOverSQL, g.d.consumer, g.d.stored, g.d.opts.Lease.Microseconds()).
 		Scan(&h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil)
 	if err != nil {

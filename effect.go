@@ -1,6 +1,8 @@
 package oncemill
 
-import "errors"
+import (
+	"errors"
+)
 
 // A Verdict says what is known of an effect outside of Postgres.
 type Verdict string
@@ -25,7 +27,7 @@ const (
 // An EffectError is an error of a handler that knows what became of its effect.
 // Return one where it is certain, and a plain error where it is not: after a lost
 // reply, a timeout, or a status that a provider also gives after it has done the
-// work. VerdictOf finds it wherever it is wrapped.
+// work. VerdictOf finds it wherever it is wrapped. Of joined errors, each must be one.
 type EffectError interface {
 	error
 	EffectVerdict() Verdict
@@ -41,25 +43,33 @@ func (e effectError) EffectVerdict() Verdict { return e.verdict }
 func (e effectError) Unwrap() error          { return e.error }
 func (e effectError) Is(target error) bool   { return e.away && target == ErrProviderAway }
 
-// DidNotHappen marks err, which must not be nil, as one after which the effect
+// DidNotHappen marks err as one after which the effect
 // certainly did not happen. The claim is released, and the message delivered again. On
 // a further attempt at an effect that is in doubt it is taken for what it can say: that
 // this attempt has changed nothing.
-func DidNotHappen(err error) error { return effectError{error: err, verdict: NotHappened} }
+func DidNotHappen(err error) error { return effectError{error: some(err), verdict: NotHappened} }
 
 // ProviderAway is DidNotHappen for what says nothing about the message: the provider
 // could not be reached, refuses our credentials, or has limited our rate. It is an
 // ErrProviderAway, does not count towards a dead letter, and a Guard with a Probe has the
 // subscriber wait.
 func ProviderAway(err error) error {
-	return effectError{error: err, verdict: NotHappened, away: true}
+	return effectError{error: some(err), verdict: NotHappened, away: true}
 }
 
-// NeverWill marks err, which must not be nil, as one after which the effect did not
+// NeverWill marks err as one after which the effect did not
 // happen and never will. The claim is settled as Failed, and the message
 // acknowledged. On a further attempt, return it only if the provider's answer holds for
 // the earlier ones too, as it does if the provider has looked at Claim.ProviderKey.
-func NeverWill(err error) error { return effectError{error: err, verdict: Never} }
+func NeverWill(err error) error { return effectError{error: some(err), verdict: Never} }
+
+// some is err, or an error in its place.
+func some(err error) error {
+	if err == nil {
+		return errors.New("no reason was given")
+	}
+	return err
+}
 
 // VerdictOf returns what err says about the effect: Unknown if it says nothing,
 // Happened if err is nil.
@@ -67,9 +77,32 @@ func VerdictOf(err error) Verdict {
 	if err == nil {
 		return Happened
 	}
-	var e EffectError
-	if errors.As(err, &e) {
+	if e, ok := err.(EffectError); ok {
 		return e.EffectVerdict()
 	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return VerdictOf(inner)
+		}
+	case interface{ Unwrap() []error }:
+		return verdictOfAll(e.Unwrap())
+	}
 	return Unknown
+}
+
+// verdictOfAll is what several errors say together, such as those of the tries of a loop:
+// what all of them say that say anything. A plain error beside them may be of a try that
+// had the effect, so then nothing is known.
+func verdictOfAll(errs []error) Verdict {
+	if len(errs) == 0 {
+		return Unknown
+	}
+	verdict := VerdictOf(errs[0])
+	for _, err := range errs[1:] {
+		if VerdictOf(err) != verdict {
+			return Unknown
+		}
+	}
+	return verdict
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 )
@@ -20,8 +21,8 @@ import (
 // ErrFenced, which the events show, and nothing is written. After any other error the
 // claim may be settled or not; call it again.
 //
-// The call goes on for Inbox.DrainTimeout when ctx is cancelled: what has happened
-// should be known.
+// The call goes on for Inbox.DrainTimeout when ctx ends, in whatever way: what has
+// happened should be known.
 func (c *Claim) Settle(ctx context.Context, result []byte, fn func(ctx context.Context, tx Tx) error) error {
 	if result == nil {
 		c.mu.Lock()
@@ -48,11 +49,27 @@ func (c *Claim) also(collected *[]func(context.Context, Tx) error, fn func(conte
 	}
 	return func(ctx context.Context, tx Tx) error {
 		for _, fn := range fns {
-			if err := fn(ctx, tx); err != nil {
+			if err := calm(fn)(ctx, tx); err != nil {
 				return err
 			}
 		}
 		return nil
+	}
+}
+
+// calm makes an error of a panic: the effect has happened, and its claim has to be ended
+// in one way or another.
+func calm(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
+	if fn == nil {
+		return nil
+	}
+	return func(ctx context.Context, tx Tx) (err error) {
+		defer func() {
+			if panicked := recover(); panicked != nil {
+				err = fmt.Errorf("panicked: %v\n%s", panicked, debug.Stack())
+			}
+		}()
+		return fn(ctx, tx)
 	}
 }
 
@@ -64,28 +81,39 @@ func (c *Claim) Fail(ctx context.Context, reason string, fn func(ctx context.Con
 	return c.end(ctx, OpFail, event{kind: EventFailed, note: reason}, Failed, c.also(&c.onFail, fn))
 }
 
-// endSQL settles a claim, if it is still the holder's. What was parked for it is
-// obsolete then.
+// endSQL settles a claim, if it is still the holder's.
 const endSQL = `
-WITH ended AS (
-	UPDATE {schema}.claims SET settled_at = clock_timestamp(), outcome = $4, result = $5, reason = $6,
-		in_doubt_since = NULL, ask_after = NULL
-	WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
-	RETURNING 1
-), unparked AS (
-	DELETE FROM {schema}.parked WHERE consumer = $1 AND key = $2 AND EXISTS (SELECT FROM ended)
-)
-SELECT 1 FROM ended`
+UPDATE {schema}.claims SET settled_at = clock_timestamp(), outcome = $4, result = $5, reason = $6,
+	in_doubt_since = NULL, ask_after = NULL
+WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+RETURNING 1`
+
+// dropParkedSQL deletes what was parked for a claim that is settled. It is a statement of
+// its own, for endSQL may have waited for a delivery that was parking: its snapshot is
+// from before that.
+const dropParkedSQL = `DELETE FROM {schema}.parked WHERE consumer = $1 AND key = $2 RETURNING 1`
+
+// settle settles the claim, if it still has the event's token, and notes that.
+func (g *guardTx) settle(outcome Outcome, reason string, e event) (bool, error) {
+	ended, err := g.happened(endSQL, g.d.consumer, g.d.stored, e.token, string(outcome), e.result, nullText(storedText(reason)))
+	if err != nil || !ended {
+		return false, err
+	}
+	if _, err := g.happened(dropParkedSQL, g.d.consumer, g.d.stored); err != nil {
+		return false, err
+	}
+	return true, g.event(e)
+}
 
 func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn func(context.Context, Tx) error) error {
 	e.token, e.amount, e.actor = c.token, c.amount, c.d.opts.Actor
 	err := c.step(ctx, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
-		ended, err := g.happened(endSQL, g.d.consumer, g.d.stored, c.token, string(outcome), e.result, nullText(storedText(e.note)))
+		ended, err := g.settle(outcome, e.note, e)
 		switch {
 		case err != nil:
 			return nil, nil, err
 		case ended:
-			return fn, nil, g.event(e)
+			return fn, nil, nil
 		}
 		same, err := g.endedAs(c.token, outcome)
 		if same || err != nil {
@@ -104,8 +132,8 @@ func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn fun
 // about that is committed nevertheless.
 func (c *Claim) step(ctx context.Context, op Op, run func(g *guardTx) (lent func(context.Context, Tx) error, because, err error)) error {
 	in := c.consumer.in
-	work, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), in.DrainTimeout, ErrDrained)
-	defer cancel()
+	work, stop := in.outlive(ctx)
+	defer stop()
 	var because error
 	failed := in.guarded(work, c.d, op, func(g *guardTx) (lent func(context.Context, Tx) error, err error) {
 		lent, because, err = run(g)
@@ -141,8 +169,13 @@ func (g *guardTx) endedAs(token int64, outcome Outcome) (bool, error) {
 // transaction.
 //
 // Being sure takes proof: an error from before anything was sent, or a provider that
-// was asked by the claim's ProviderKey. See VerdictOf. Errors are those of Settle.
+// was asked by the claim's ProviderKey. See VerdictOf. Errors are those of Settle; and
+// ErrInDoubt for a further attempt at an effect that is in doubt, since it would forget
+// the earlier ones. Then call Doubt, and Consumer.Resolve if there is proof for all.
 func (c *Claim) Release(ctx context.Context, reason string) error {
+	if c.attempt > 1 && !c.started.IsZero() {
+		return c.d.invalid(OpRelease, fmt.Errorf("%w since attempt %d or before: call Doubt, and with proof Resolve", ErrInDoubt, c.attempt-1))
+	}
 	e := event{kind: EventReleased, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
 	return c.step(ctx, OpRelease, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
 		released, err := g.release(e)
@@ -231,7 +264,8 @@ UPDATE {schema}.claims SET lease_until = LEAST(lease_until, clock_timestamp()), 
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
 RETURNING 1`
 
-// Extend gives the claim another lease from now on, and moves Deadline. It fails with
+// Extend gives the claim another lease from now on, and moves Deadline; a lease that
+// would end earlier than the one it has changes nothing. It fails with
 // ErrFenced if the claim was taken over, and with ErrInDoubt if it was found in doubt.
 // 0 means Inbox.Lease.
 func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
@@ -254,14 +288,16 @@ func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 	})
 	if err == nil {
 		c.mu.Lock()
-		c.deadline = start.Add(lease - leaseMargin(lease))
+		if deadline := start.Add(lease - leaseMargin(lease)); deadline.After(c.deadline) {
+			c.deadline = deadline
+		}
 		c.mu.Unlock()
 	}
 	return err
 }
 
 const extendSQL = `
-UPDATE {schema}.claims SET lease_until = clock_timestamp() + $4 * interval '1 microsecond',
-	effect_until = clock_timestamp() + $4 * interval '1 microsecond'
+UPDATE {schema}.claims SET lease_until = GREATEST(lease_until, clock_timestamp() + $4 * interval '1 microsecond'),
+	effect_until = GREATEST(effect_until, clock_timestamp() + $4 * interval '1 microsecond')
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND in_doubt_since IS NULL
 RETURNING 1`

@@ -22,7 +22,9 @@ type Claim struct {
 	attempt  int
 	first    time.Time
 	amount   amount
-	started  time.Time // when Consumer.Claim was called; zero: the claim is a resolver's
+	started  time.Time // when it was claimed; zero: the claim is a resolver's
+	xid      string    // of the transaction that claimed
+	noticed  bool      // it was taken over when nobody knew yet that it was in doubt
 
 	mu       sync.Mutex
 	deadline time.Time // monotonic: when the effect has to be over

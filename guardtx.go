@@ -16,6 +16,7 @@ type guardTx struct {
 	ctx context.Context
 	tx  *sql.Tx
 	d   *delivered
+	xid string
 }
 
 // durableSQL comes first in each of them. An effect must not begin before its claim
@@ -32,7 +33,7 @@ SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit
 // first: see statements.prepare.
 var guardStatements = []string{
 	durableSQL, insertEventSQL, insertGuardedSQL, readHeldSQL, takeOverSQL, watermarkSQL,
-	parkSQL, extendSQL, endSQL, releaseSQL, doubtSQL, noteDoubtSQL, unparkSQL, readTokenSQL, releasedSQL, postponeSQL,
+	parkSQL, extendSQL, endSQL, dropParkedSQL, fenceSQL, resolvedSQL, releaseSQL, doubtSQL, noteDoubtSQL, unparkSQL, readTokenSQL, releasedSQL, postponeSQL,
 }
 
 // guarded runs step in a transaction that outlives its caller's context, and then
@@ -49,8 +50,8 @@ func (in *Inbox) guarded(work context.Context, d *delivered, op Op, step func(g 
 	}
 	defer t.close(work)
 	g := &guardTx{in: in, ctx: work, tx: t.tx, d: d}
-	var synchronous, idle, xid string
-	err = g.row(durableSQL, milliseconds(in.IdleTimeout)).Scan(&synchronous, &idle, &xid)
+	var synchronous, idle string
+	err = g.row(durableSQL, milliseconds(in.IdleTimeout)).Scan(&synchronous, &idle, &g.xid)
 	var lent func(context.Context, Tx) error
 	if err == nil {
 		lent, err = step(g)
@@ -60,7 +61,7 @@ func (in *Inbox) guarded(work context.Context, d *delivered, op Op, step func(g 
 		return d.failed(op, drainedOr(work, err))
 	}
 	if lent != nil {
-		return in.runAndCommit(work, t, xid, d, lent)
+		return in.runAndCommit(work, t, g.xid, d, lent)
 	}
 	if err := t.commit(work); err != nil {
 		return d.failed(OpCommit, err)

@@ -38,7 +38,19 @@ type InDoubt struct {
 }
 
 // ProviderKey returns what Claim.ProviderKey returned to the attempts.
-func (d InDoubt) ProviderKey() string { return providerKey(d.Consumer, d.stored) }
+func (d InDoubt) ProviderKey() string { return providerKey(d.Consumer, d.storedKey()) }
+
+// storedKey is what the table has for the key, also of an InDoubt that did not come from
+// it.
+func (d InDoubt) storedKey() string {
+	switch {
+	case d.stored != "":
+		return d.stored
+	case d.Key == "": // the zero InDoubt
+		return ""
+	}
+	return shownOr(d.Key)
+}
 
 // inDoubtColumns are what scanInDoubt reads, from claims as c.
 const inDoubtColumns = `c.consumer, c.key, c.token, c.attempts, c.claimed_at, c.effect_until, COALESCE(c.in_doubt_since, c.lease_until),
@@ -92,7 +104,7 @@ SELECT `+inDoubtColumns+` FROM {schema}.claims c`+inDoubtJoins+`
 WHERE c.settled_at IS NULL AND (c.in_doubt_since IS NOT NULL OR c.lease_until < clock_timestamp())
 	AND ($1 = '' OR c.consumer = $1) AND (c.consumer, c.key) > ($2, $3)
 ORDER BY c.consumer, c.key
-LIMIT $4`), consumer, after.Consumer, after.stored, limit)
+LIMIT $4`), consumer, after.Consumer, after.storedKey(), limit)
 	if err != nil {
 		return nil, fmt.Errorf("oncemill: list claims in doubt: %w", markUnavailable(err))
 	}
@@ -159,8 +171,16 @@ func (c *Consumer) ResolveWith(ctx context.Context, key string, token int64, r R
 	claim := &Claim{consumer: c, d: d, token: token}
 	return claim.step(ctx, OpResolve, func(g *guardTx) (func(context.Context, Tx) error, error, error) {
 		because, err := g.takeInDoubt(token)
-		if because != nil || err != nil {
+		if because != nil && err == nil {
+			// Perhaps an earlier call has done it, whose answer was lost.
+			before, err := g.happened(resolvedSQL, g.d.consumer, g.d.stored, token, resolvedAs(r.Verdict)+"%")
+			if before {
+				because = nil
+			}
 			return nil, because, err
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		return g.resolve(r)
 	})
@@ -232,7 +252,7 @@ func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, b
 	if err := g.row(fenceSQL, g.d.consumer, g.d.stored).Scan(&token); err != nil {
 		return nil, nil, err
 	}
-	e := event{token: token, note: joinNotes("resolved: "+string(r.Verdict), r.Note), result: r.Result, actor: r.Actor}
+	e := event{token: token, note: joinNotes(resolvedAs(r.Verdict), r.Note), result: r.Result, actor: r.Actor}
 	if r.Verdict == NotHappened {
 		e.kind = EventReleased
 		_, err := g.release(e)
@@ -242,11 +262,24 @@ func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, b
 	if e.kind = EventSettled; r.Verdict == Never {
 		e.kind, outcome = EventFailed, Failed
 	}
-	if _, err := g.happened(endSQL, g.d.consumer, g.d.stored, token, string(outcome), r.Result, nullText(storedText(r.Note))); err != nil {
+	if _, err := g.settle(outcome, r.Note, e); err != nil {
 		return nil, nil, err
 	}
-	return r.Settle, nil, g.event(e)
+	return calm(r.Settle), nil, nil
 }
+
+// resolvedAs begins the note of the event of a claim that is resolved.
+func resolvedAs(v Verdict) string { return "resolved: " + string(v) }
+
+// resolvedSQL finds out whether a claim was resolved so after the attempt with token $3,
+// and nothing has happened to the key since but that others were refused.
+const resolvedSQL = `
+SELECT 1 FROM (
+	SELECT note, id FROM {schema}.events WHERE consumer = $1 AND key = $2 AND kind NOT IN ('blocked', 'conflict', 'refused')
+	ORDER BY id DESC LIMIT 1
+) AS latest
+WHERE latest.note LIKE $4
+	AND latest.id > (SELECT max(id) FROM {schema}.events WHERE consumer = $1 AND key = $2 AND token = $3)`
 
 // fenceSQL gives a claim another token: whoever has the old one shall not find that
 // the claim was ended as it wants to end it itself.

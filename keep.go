@@ -7,15 +7,50 @@ import (
 )
 
 // Context returns a context for the effect, with the values of ctx and the claim in it.
-// It ends at the claim's Deadline, with the cause ErrLeaseOver, and Inbox.DrainTimeout
-// after ctx was cancelled, with the cause ErrDrained.
+// It ends at the claim's Deadline, with the cause ErrLeaseOver; if the lease is extended
+// before, at the new one. And it ends Inbox.DrainTimeout after ctx was cancelled, with
+// the cause ErrDrained.
 func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelFunc) {
 	work, stop := c.consumer.in.detach(ContextWithClaim(ctx, c))
-	work, cancel := context.WithDeadlineCause(work, c.Deadline(), ErrLeaseOver)
-	return work, func() {
-		cancel()
+	work, cancel := context.WithCancelCause(work)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		timer := time.NewTimer(time.Until(c.Deadline()))
+		defer timer.Stop()
+		for {
+			select {
+			case <-work.Done():
+				return
+			case <-timer.C:
+			}
+			left := time.Until(c.Deadline()) // it may have been extended
+			if left <= 0 {
+				cancel(ErrLeaseOver)
+				return
+			}
+			timer.Reset(left)
+		}
+	}()
+	return effectContext{work, c}, func() {
+		cancel(context.Canceled)
 		stop()
+		<-ended
 	}
+}
+
+// effectContext tells until when there is time, which Context may move.
+type effectContext struct {
+	context.Context
+	claim *Claim
+}
+
+func (c effectContext) Deadline() (time.Time, bool) {
+	deadline := c.claim.Deadline()
+	if other, ok := c.Context.Deadline(); ok && other.Before(deadline) {
+		deadline = other
+	}
+	return deadline, true
 }
 
 // Keep runs fn, for an effect that may take longer than a lease, and extends the

@@ -54,7 +54,7 @@ func (d *delivered) invalid(op Op, err error) *Error {
 func isOwn(err error) bool {
 	for _, own := range []error{
 		ErrInFlight, ErrKeyReused, ErrTooOld, ErrUnavailable, ErrDrained, context.Canceled, context.DeadlineExceeded,
-		ErrSettled, ErrInDoubt, ErrFenced,
+		ErrSettled, ErrInDoubt, ErrFenced, ErrLeaseOver,
 	} {
 		if errors.Is(err, own) {
 			return true
@@ -164,6 +164,18 @@ func (in *Inbox) detach(ctx context.Context) (work context.Context, stop func())
 	return work, func() {
 		release()
 		cancel(nil)
+	}
+}
+
+// outlive is like detach, but gives DrainTimeout also after ctx's deadline.
+func (in *Inbox) outlive(ctx context.Context) (work context.Context, stop func()) {
+	cancelled, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	release := context.AfterFunc(ctx, cancel)
+	work, stopWork := in.detach(cancelled)
+	return work, func() {
+		release()
+		stopWork()
+		cancel()
 	}
 }
 

@@ -78,6 +78,9 @@ func (o *ClaimOptions) checkOnce() error {
 	return nil
 }
 
+// Check reports what Consumer.Claim would refuse, by name.
+func (o ClaimOptions) Check() error { return o.checkClaim() }
+
 func (o *ClaimOptions) checkClaim() error {
 	switch {
 	case o.Outcome != "":

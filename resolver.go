@@ -2,6 +2,7 @@ package oncemill
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -63,6 +64,10 @@ func (r *Resolver) Check() error {
 	if r.Concurrency < 0 {
 		return fmt.Errorf("oncemill: Resolver.Concurrency is %d: must not be negative, 0 is the default", r.Concurrency)
 	}
+	set := *r
+	if set.setDefaults(); set.LandingBound >= set.Deadline {
+		return fmt.Errorf("oncemill: Resolver.LandingBound is %v and Deadline %v: what is not found would never be believed; give it a longer Deadline", set.LandingBound, set.Deadline)
+	}
 	return nil
 }
 
@@ -118,7 +123,7 @@ func (r *Resolver) setDefaults() {
 // may take to appear, $5 how long after it came to be in doubt a claim is given up.
 const takeDueSQL = `
 WITH due AS MATERIALIZED (
-	SELECT consumer, key FROM {schema}.claims
+	SELECT consumer, key, in_doubt_since IS NULL AS noticed FROM {schema}.claims
 	WHERE consumer = $1 AND settled_at IS NULL AND lease_until < clock_timestamp()
 		AND COALESCE(ask_after, '-infinity') <= clock_timestamp()
 	ORDER BY lease_until
@@ -130,14 +135,17 @@ WITH due AS MATERIALIZED (
 		reason = COALESCE(t.reason, 'its lease was over'),
 		lease_until = clock_timestamp() + $3 * interval '1 microsecond'
 	FROM due WHERE t.consumer = due.consumer AND t.key = due.key
-	RETURNING t.*
+	RETURNING t.*, due.noticed
 ), noted AS (
 	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note)
-	SELECT consumer, key, 'asking', token, $6, reason FROM c
+	SELECT c.consumer, c.key, e.kind, c.token, $6, c.reason
+	FROM c CROSS JOIN (VALUES (1, 'in doubt'), (2, 'asking')) AS e (nth, kind)
+	WHERE c.noticed OR e.kind <> 'in doubt'
+	ORDER BY c.consumer, c.key, e.nth
 )
 SELECT ` + inDoubtColumns + `,
 	(extract(epoch FROM c.effect_until + $4 * interval '1 microsecond' - clock_timestamp()) * 1000000)::bigint,
-	c.in_doubt_since + $5 * interval '1 microsecond' < clock_timestamp()
+	c.in_doubt_since + $5 * interval '1 microsecond' < clock_timestamp(), c.noticed
 FROM c` + inDoubtJoins
 
 // dueClaim is a claim in doubt that this resolver has taken.
@@ -146,6 +154,7 @@ type dueClaim struct {
 	claim   *Claim
 	landing time.Duration // from now on the effect may still appear for so long
 	last    bool          // its deadline has passed: it is asked about for the last time
+	noticed bool          // nobody knew yet that it is in doubt
 }
 
 // round takes what is due, asks, and acts on the answers.
@@ -180,7 +189,7 @@ func (r *Resolver) take(ctx context.Context) (due []dueClaim, err error) {
 		for rows.Next() {
 			var one dueClaim
 			var landing int64
-			if one.InDoubt, err = scanInDoubt(rows, &landing, &one.last); err != nil {
+			if one.InDoubt, err = scanInDoubt(rows, &landing, &one.last, &one.noticed); err != nil {
 				return nil, err
 			}
 			one.landing = time.Duration(landing) * time.Microsecond
@@ -202,11 +211,17 @@ func (r *Resolver) take(ctx context.Context) (due []dueClaim, err error) {
 // resolve asks about one claim and acts on the answer. What it cannot write comes
 // again once its lease is over.
 func (r *Resolver) resolve(ctx context.Context, d dueClaim) {
+	if observer := r.Consumer.in.Observer; d.noticed && observer.InDoubt != nil {
+		observer.InDoubt(ctx, d.Consumer, d.Key, d.Reason)
+	}
 	answer := r.ask(ctx, d)
 	if ctx.Err() != nil && answer.Verdict == Unknown {
 		answer.Note = "interrupted"
 	}
 	err := r.act(ctx, d, answer)
+	if IsHandlerError(err) { // in what Resolution.Settle writes: it will hardly work at once
+		err = errors.Join(err, r.postpone(ctx, d, fmt.Sprintf("%s, but that cannot be settled: %v", answer.Verdict, err)))
+	}
 	if err != nil {
 		r.Consumer.in.Logger.ErrorContext(ctx, "oncemill: a claim in doubt could not be resolved, will try again",
 			"consumer", d.Consumer, "key", d.Key, "token", d.Token, "verdict", string(answer.Verdict), "error", err)
@@ -236,15 +251,15 @@ func (r *Resolver) ask(ctx context.Context, d dueClaim) (answer Resolution) {
 }
 
 func (r *Resolver) act(ctx context.Context, d dueClaim, answer Resolution) error {
-	note := "resolved: " + string(answer.Verdict)
+	note := resolvedAs(answer.Verdict)
 	var err error
 	switch answer.Verdict {
 	case Happened:
-		err = d.claim.end(ctx, OpSettle, event{kind: EventSettled, note: joinNotes(note, answer.Note), result: answer.Result}, Settled, answer.Settle)
+		err = d.claim.end(ctx, OpSettle, event{kind: EventSettled, note: joinNotes(note, answer.Note), result: answer.Result}, Settled, calm(answer.Settle))
 	case NotHappened:
 		err = d.claim.Release(ctx, joinNotes(note, answer.Note))
 	case Never:
-		err = d.claim.Fail(ctx, joinNotes(note, answer.Note), answer.Settle)
+		err = d.claim.Fail(ctx, joinNotes(note, answer.Note), calm(answer.Settle))
 	default:
 		return r.postpone(ctx, d, answer.Note)
 	}

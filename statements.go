@@ -22,9 +22,11 @@ func (s *statements) init(db *sql.DB, quotedSchema string) {
 	s.prepared = make(map[string]*sql.Stmt)
 }
 
-// in returns query with the schema's name filled in for {schema}.
+// in returns query with the schema's name filled in for {schema}, also where that stands
+// in a text, as in nextval('{schema}.tokens').
 func (s *statements) in(query string) string {
-	return strings.ReplaceAll(query, "{schema}", s.schema)
+	inText := "'" + strings.ReplaceAll(s.schema, "'", "''") + "."
+	return strings.ReplaceAll(strings.ReplaceAll(query, "'{schema}.", inText), "{schema}", s.schema)
 }
 
 // prepare returns query prepared. It may take a connection from the pool, so a

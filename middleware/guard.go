@@ -17,8 +17,9 @@ import (
 
 // ErrNoParking means that a message could not be parked if its effect came to be in
 // doubt, since it did not come through a router's handler: nobody knows the topic to
-// which it would go back. Its effect is not begun.
-var ErrNoParking = errors.New("message has no topic to which it could go back if its effect is in doubt: let it come through a router's handler")
+// which it would go back; or the topic is a pattern, and its subscriber does not tell
+// which of those that match it is. The effect is not begun.
+var ErrNoParking = errors.New("message has no topic to which it could go back if its effect is in doubt: let it come through a router's handler, and not by a pattern")
 
 // Guard is a middleware for handlers with an effect outside of Postgres: an e-mail, a
 // card charge, an order at a broker. It claims the message's idempotency key before
@@ -174,7 +175,11 @@ func (g Guard) Resolver() *oncemill.Resolver {
 
 // Claim returns what Guard claims for msg, as Once.Claim does.
 func (g Guard) Claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
-	return identity{g.Inbox, g.Consumer, g.Key, g.Fingerprint}.claim(msg)
+	c, key, opts, err = identity{g.Inbox, g.Consumer, g.Key, g.Fingerprint}.claim(msg)
+	if err == nil {
+		err = g.describe(msg, c, &opts)
+	}
+	return c, key, opts, err
 }
 
 func (g Guard) handle(msg *message.Message, h message.HandlerFunc) error {
@@ -182,16 +187,12 @@ func (g Guard) handle(msg *message.Message, h message.HandlerFunc) error {
 		return fmt.Errorf("oncemill: message %q: %w", msg.UUID, ErrAcked)
 	}
 	consumer, key, opts, err := g.Claim(msg)
-	if err == nil {
-		err = g.describe(msg, consumer, &opts)
-	}
 	if err != nil {
 		return err
 	}
-	if message.SubscribeTopicFromCtx(msg.Context()) == "" {
-		return fmt.Errorf("oncemill: message %q: %w", msg.UUID, ErrNoParking)
+	if opts.Park, err = parkable(msg); err != nil {
+		return fmt.Errorf("oncemill: message %q: %w", msg.UUID, err)
 	}
-	opts.Park = parkable(msg)
 	claim, err := consumer.Claim(msg.Context(), key, opts)
 	if err != nil {
 		return g.refused(msg, consumer, key, err)
@@ -213,6 +214,9 @@ func (g Guard) describe(msg *message.Message, c *oncemill.Consumer, opts *oncemi
 		err = g.Describe(msg, opts)
 	}
 	opts.Lease, opts.KeyLifetime, opts.Patient = g.Lease, g.KeyLifetime, true
+	if err == nil {
+		err = opts.Check()
+	}
 	return err
 }
 
@@ -262,9 +266,12 @@ func (g Guard) tell(ctx context.Context, consumer, key string, token int64, reas
 // attempt runs the handler under a claim, and ends the claim.
 func (g Guard) attempt(msg *message.Message, claim *oncemill.Claim, h message.HandlerFunc) error {
 	if err := msg.Context().Err(); err != nil {
-		return errors.Join(err, claim.Release(msg.Context(), "the message was given back before its effect was begun"))
+		return errors.Join(err, g.giveBack(msg, claim, "the message was given back before its effect was begun"))
 	}
 	produced, err := g.run(msg, claim, h)
+	if info, _ := delivery.From(msg.Context()); g.Probe != nil && info.Hold != nil && errors.Is(err, oncemill.ErrProviderAway) {
+		info.Hold(g.Probe)
+	}
 	publishing := func(ctx context.Context, _ oncemill.Tx) error {
 		if len(produced) == 0 {
 			return nil
@@ -285,6 +292,15 @@ func (g Guard) attempt(msg *message.Message, claim *oncemill.Claim, h message.Ha
 		return g.fail(msg, claim, err, publishing)
 	}
 	return g.doubt(msg, claim, err)
+}
+
+// giveBack ends a claim whose effect was not begun. An earlier attempt at it stays in
+// doubt.
+func (g Guard) giveBack(msg *message.Message, claim *oncemill.Claim, why string) error {
+	if claim.Attempt() > 1 {
+		return claim.Doubt(msg.Context(), why+", and an earlier attempt is in doubt", nil)
+	}
+	return claim.Release(msg.Context(), why)
 }
 
 // run runs the handler. Nobody knows what a panic has left behind.
@@ -332,16 +348,21 @@ func (g Guard) settle(msg *message.Message, claim *oncemill.Claim, publishing fu
 }
 
 // persist calls end again and again while the database is away, until the lease is
-// about to end.
+// about to end, and for some seconds at least.
 func (g Guard) persist(msg *message.Message, claim *oncemill.Claim, end func(ctx context.Context) error) error {
-	const least, most = 50 * time.Millisecond, time.Second
+	const least, most, patience = 50 * time.Millisecond, time.Second, 5 * time.Second
 	ctx := msg.Context()
+	// A late settlement is fine, as long as nobody has taken the claim over.
+	until := time.Now().Add(patience)
+	if deadline := claim.Deadline(); deadline.After(until) {
+		until = deadline
+	}
 	for pause := least; ; pause = min(2*pause, most) {
 		err := end(ctx)
 		var e *oncemill.Error
 		transient := errors.Is(err, oncemill.ErrUnavailable) || oncemill.IsSerialization(err) ||
 			errors.As(err, &e) && e.Op == oncemill.OpCommit && !oncemill.IsHandlerError(err)
-		if !transient || time.Now().Add(pause).After(claim.Deadline()) || !delivery.Sleep(ctx, pause) {
+		if !transient || time.Now().Add(pause).After(until) || !delivery.Sleep(ctx, pause) {
 			return err
 		}
 	}
@@ -352,9 +373,6 @@ func (g Guard) release(msg *message.Message, claim *oncemill.Claim, cause error)
 	err := g.persist(msg, claim, func(ctx context.Context) error { return claim.Release(ctx, cause.Error()) })
 	if err != nil {
 		return errors.Join(err, cause)
-	}
-	if info, _ := delivery.From(msg.Context()); g.Probe != nil && info.Hold != nil && errors.Is(cause, oncemill.ErrProviderAway) {
-		info.Hold(g.Probe)
 	}
 	return &oncemill.Error{Op: oncemill.OpHandler, Consumer: claim.Consumer(), Key: claim.Key(), Err: cause}
 }
@@ -378,13 +396,19 @@ func (g Guard) doubt(msg *message.Message, claim *oncemill.Claim, cause error) e
 	again := g.KeyLifetime > 0
 	var park *oncemill.ParkedMessage
 	if !again {
-		park = parkable(msg)
+		var err error
+		if park, err = parkable(msg); err != nil { // handle has looked before
+			return errors.Join(err, cause)
+		}
 	}
 	err := g.persist(msg, claim, func(ctx context.Context) error { return claim.Doubt(ctx, cause.Error(), park) })
 	switch {
 	case err != nil:
 		return errors.Join(err, cause)
 	case again:
+		if info, _ := delivery.From(msg.Context()); info.Delay == nil {
+			g.delay(msg, time.Second) // it might be delivered at once, and for hours
+		}
 		// Not a handler's error: it does not count towards a dead letter.
 		return &oncemill.Error{Op: oncemill.OpDoubt, Consumer: claim.Consumer(), Key: claim.Key(), Err: fmt.Errorf("%w: %w", oncemill.ErrInDoubt, cause)}
 	}

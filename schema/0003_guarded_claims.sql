@@ -75,11 +75,18 @@ INSERT INTO oncemill.schema_version (version) VALUES (3);
 
 -- +goose Down
 
+-- What is not settled would be made again, and parked messages are acknowledged.
+-- +goose StatementBegin
+DO $$ BEGIN
+	IF EXISTS (SELECT FROM oncemill.claims WHERE settled_at IS NULL) OR EXISTS (SELECT FROM oncemill.parked) THEN
+		RAISE EXCEPTION 'there are claims in flight or in doubt: resolve them first (oncemill claims --in-doubt)';
+	END IF;
+END $$;
+-- +goose StatementEnd
+
 DROP TABLE oncemill.events;
 
 DROP TABLE oncemill.parked;
-
-DELETE FROM oncemill.claims WHERE settled_at IS NULL OR outcome = 'failed';
 
 DROP INDEX oncemill.claims_unsettled;
 
@@ -87,7 +94,6 @@ ALTER TABLE oncemill.claims
 	DROP CONSTRAINT claims_lease_check,
 	DROP CONSTRAINT claims_settled_check,
 	DROP CONSTRAINT claims_outcome_check,
-	ADD CONSTRAINT claims_outcome_check CHECK (outcome IN ('settled', 'dead')),
 	DROP COLUMN result,
 	DROP COLUMN reason,
 	DROP COLUMN asked,
@@ -100,6 +106,10 @@ ALTER TABLE oncemill.claims
 	DROP COLUMN token,
 	ALTER COLUMN outcome SET NOT NULL,
 	ALTER COLUMN settled_at SET NOT NULL;
+
+UPDATE oncemill.claims SET outcome = 'dead' WHERE outcome = 'failed';
+
+ALTER TABLE oncemill.claims ADD CONSTRAINT claims_outcome_check CHECK (outcome IN ('settled', 'dead'));
 
 DROP SEQUENCE oncemill.tokens;
 

@@ -68,6 +68,7 @@ func (d *Delivery) with(ctx context.Context, created time.Time, hold func(func(c
 		// A stream that was deleted and made again counts from 1 again. Its time
 		// of creation tells it from the earlier one.
 		Position: fmt.Sprintf("jetstream:%s:%d:%d", d.Stream, created.UnixNano(), d.StreamSequence),
+		Topic:    d.Subject,
 		Time:     d.Time,
 		Attempt:  d.Attempt,
 		Hold:     hold,

@@ -16,6 +16,10 @@ type Info struct {
 	// repeat positions.
 	Position string
 
+	// Topic is the one to which the message was published, where the subscriber may have
+	// subscribed to a pattern. "": the one that was subscribed to.
+	Topic string
+
 	// Place says the same for people, by parts such as "partition" and "offset".
 	// It is noted on dead letters, and asked for only then. nil: there is nothing
 	// to add to Position.
