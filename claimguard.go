@@ -66,7 +66,7 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 	d.opts.Lease = orDefault(d.opts.Lease, in.Lease)
 	// As in once: a claim that is gone when it is looked at was just released.
 	for range 3 {
-		claim, refused, err := in.tryClaim(work, c, d)
+		claim, err, refused := in.tryClaim(work, c, d)
 		switch {
 		case err != nil && claim != nil: // nobody knows whether it is committed
 			in.unclaim(ctx, claim)
@@ -92,7 +92,7 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 
 // tryClaim is one transaction. Without a claim, a refusal and an error, the key was
 // taken and then free again.
-func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (claim *Claim, refused error, failed *Error) {
+func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (claim *Claim, failed *Error, refused error) {
 	failed = in.guarded(work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
 		start := time.Now() // before the lease begins
 		taken, err := g.take()
@@ -117,7 +117,7 @@ func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (clai
 	if failed != nil && failed.Op != OpCommit {
 		claim = nil
 	}
-	return claim, refused, failed
+	return claim, failed, refused
 }
 
 // observeDoubt tells of a claim that nobody has known before to be in doubt.

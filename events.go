@@ -3,7 +3,6 @@ package oncemill
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"time"
 )
 
@@ -45,22 +44,10 @@ SELECT consumer, COALESCE(currency, ''), count(*), COALESCE(sum(amount), 0)::tex
 FROM {schema}.events
 WHERE kind IN ('blocked', 'conflict') AND at >= $2 AND at < $3 AND ($1 = '' OR consumer = $1)
 GROUP BY 1, 2 ORDER BY 1, 2`), consumer, from, to)
-	if err != nil {
-		return nil, fmt.Errorf("oncemill: sum up what was blocked: %w", markUnavailable(err))
-	}
-	defer rows.Close()
-	var all []Blocked
-	for rows.Next() {
-		var b Blocked
-		if err := rows.Scan(&b.Consumer, &b.Currency, &b.Claims, &b.Amount); err != nil {
-			return nil, fmt.Errorf("oncemill: sum up what was blocked: %w", err)
-		}
-		all = append(all, b)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("oncemill: sum up what was blocked: %w", markUnavailable(err))
-	}
-	return all, nil
+	return collect("sum up what was blocked", rows, err, func(rows *sql.Rows) (b Blocked, err error) {
+		err = rows.Scan(&b.Consumer, &b.Currency, &b.Claims, &b.Amount)
+		return b, err
+	})
 }
 
 // An Event is what happened to one claim.
@@ -85,22 +72,7 @@ SELECT id, at, kind, COALESCE(token, 0), COALESCE(actor, ''), COALESCE(note, '')
 	COALESCE(amount::text, ''), COALESCE(currency, ''), payload, result
 FROM {schema}.events WHERE consumer = $1 AND key = ANY (ARRAY[$2, $3]) AND id > $4
 ORDER BY id LIMIT $5`), c.name, storedKey(key), shownOr(key), after, limit)
-	if err != nil {
-		return nil, fmt.Errorf("oncemill: events of a claim: %w", markUnavailable(err))
-	}
-	defer rows.Close()
-	var all []Event
-	for rows.Next() {
-		e, err := scanEvent(rows)
-		if err != nil {
-			return nil, fmt.Errorf("oncemill: events of a claim: %w", err)
-		}
-		all = append(all, e)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("oncemill: events of a claim: %w", markUnavailable(err))
-	}
-	return all, nil
+	return collect("events of a claim", rows, err, scanEvent)
 }
 
 func scanEvent(rows *sql.Rows) (e Event, err error) {

@@ -54,7 +54,7 @@ func (d InDoubt) storedKey() string {
 
 // inDoubtColumns are what scanInDoubt reads, from claims as c.
 const inDoubtColumns = `c.consumer, c.key, c.token, c.attempts, c.claimed_at, c.effect_until, COALESCE(c.in_doubt_since, c.lease_until),
-	COALESCE(c.reason, ''), COALESCE(c.asked, 0), CASE WHEN c.ask_after < 'infinity' THEN c.ask_after END, COALESCE(c.ask_after = 'infinity', false),
+	COALESCE(c.reason, 'its lease was over'), COALESCE(c.asked, 0), CASE WHEN c.ask_after < 'infinity' THEN c.ask_after END, COALESCE(c.ask_after = 'infinity', false),
 	COALESCE(e.amount::text, ''), COALESCE(e.currency, ''), e.payload,
 	p.topic, p.uuid, p.metadata, p.ordering_key, p.payload`
 
@@ -105,20 +105,25 @@ WHERE c.settled_at IS NULL AND (c.in_doubt_since IS NOT NULL OR c.lease_until < 
 	AND ($1 = '' OR c.consumer = $1) AND (c.consumer, c.key) > ($2, $3)
 ORDER BY c.consumer, c.key
 LIMIT $4`), consumer, after.Consumer, after.storedKey(), limit)
+	return collect("list claims in doubt", rows, err, func(rows *sql.Rows) (InDoubt, error) { return scanInDoubt(rows) })
+}
+
+// collect reads all rows of a query, or makes an error of err.
+func collect[T any](what string, rows *sql.Rows, err error, scan func(*sql.Rows) (T, error)) (all []T, _ error) {
+	failed := func(err error) error { return fmt.Errorf("oncemill: %s: %w", what, markUnavailable(err)) }
 	if err != nil {
-		return nil, fmt.Errorf("oncemill: list claims in doubt: %w", markUnavailable(err))
+		return nil, failed(err)
 	}
 	defer rows.Close()
-	var all []InDoubt
 	for rows.Next() {
-		d, err := scanInDoubt(rows)
+		one, err := scan(rows)
 		if err != nil {
-			return nil, fmt.Errorf("oncemill: list claims in doubt: %w", err)
+			return nil, failed(err)
 		}
-		all = append(all, d)
+		all = append(all, one)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("oncemill: list claims in doubt: %w", markUnavailable(err))
+		return nil, failed(err)
 	}
 	return all, nil
 }

@@ -204,7 +204,7 @@ func (g Guard) handle(msg *message.Message, h message.HandlerFunc) error {
 func (g Guard) describe(msg *message.Message, c *oncemill.Consumer, opts *oncemill.ClaimOptions) (err error) {
 	defer func() {
 		if panicked := recover(); panicked != nil {
-			err = fmt.Errorf("Describe panicked: %v", panicked)
+			err = fmt.Errorf("panic in Describe: %v", panicked)
 		}
 		if err != nil {
 			err = &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: noKey(err)}

@@ -30,6 +30,8 @@ Find out at the provider, by the column PROVIDER KEY, what became of each, and
 then tell with oncemill claims resolve. Those that a resolver still asks about are
 listed too.
 
+What happened to one key, oncemill claims events shows.
+
 With --blocked it sums up what did not happen a second time: claims that were
 refused because their key was taken.
 
@@ -150,7 +152,7 @@ func printDoubts(table *tabwriter.Writer, claims []oncemill.InDoubt, first bool)
 		fmt.Fprintln(table, "CONSUMER\tKEY\tTOKEN\tSINCE\tATTEMPTS\tAMOUNT\tMESSAGE\tASKED\tPROVIDER KEY\tREASON")
 	}
 	for _, d := range claims {
-		message := "with the broker"
+		message := "not parked"
 		if d.Message != nil {
 			message = "parked"
 		}
@@ -359,7 +361,7 @@ func (o claimsResolveOptions) run(ctx context.Context, name, key string, stdout 
 	case held == nil:
 		return fmt.Errorf("there is no claim of key %q of consumer %q: nothing is in doubt about it (oncemill claims --in-doubt lists what is)", key, name)
 	case held.Outcome != "":
-		return fmt.Errorf("key %q of consumer %q is not in doubt: it is settled as %s", key, name, held.Outcome)
+		return fmt.Errorf("key %q of consumer %q is not in doubt: it has ended, with the outcome %s", key, name, held.Outcome)
 	}
 	resolution := oncemill.Resolution{Verdict: verdict, Note: *o.note, Actor: o.actor()}
 	if *o.result != "" {

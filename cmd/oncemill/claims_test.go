@@ -109,7 +109,7 @@ func TestClaimsResolveNamesWhatIsWrong(t *testing.T) {
 		"--result goes with --happened":   {"payments", "k", "--never", "--note", "n", "--result", "r"},
 		"CONSUMER is \"\"":                {"", "k", "--never", "--note", "n"},
 		"there is no claim of key \"k\"":  {"payments", "k", "--never", "--note", "n"},
-		"it is settled as settled":        {"payments", "in doubt", "--never", "--note", "n"},
+		"with the outcome settled":        {"payments", "in doubt", "--never", "--note", "n"},
 		"its attempt is still under way":  {"payments", "in flight", "--never", "--note", "n"},
 		"claim was taken over: token 999": {"payments", "newer", "--never", "--note", "n", "--token", "999"},
 		"want a token":                    {"payments", "newer", "--never", "--note", "n", "--token", "x"},

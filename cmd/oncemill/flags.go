@@ -47,6 +47,8 @@ func (f *flags) read(args []string, env environment) error {
 		return err
 	}
 	switch n := len(f.cmd.args); {
+	case n == 0 && len(f.args) > 0 && len(subcommands(f.cmd.name)) > 0:
+		return usagef("takes flags, or one of %s", strings.Join(subcommands(f.cmd.name), ", "))
 	case n == 0 && len(f.args) > 0:
 		return usagef("takes flags only, but was given %d other arguments (a flag's value follows it as --name value or --name=value)", len(f.args))
 	case n != len(f.args):

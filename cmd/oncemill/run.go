@@ -105,6 +105,17 @@ func withSubcommand(args []string) (name string, rest []string) {
 	return args[0], args[1:]
 }
 
+// subcommands returns the second words of the commands of two words that begin with
+// name.
+func subcommands(name string) (words []string) {
+	for _, cmd := range commands() {
+		if word, ok := strings.CutPrefix(cmd.name, name+" "); ok {
+			words = append(words, word)
+		}
+	}
+	return words
+}
+
 func find(name string) (command, bool) {
 	for _, cmd := range commands() {
 		if cmd.name == name {
@@ -171,9 +182,9 @@ packages.
 Commands:
 `)
 	for _, cmd := range commands() {
-		fmt.Fprintf(&b, "  %-14s %s\n", cmd.name, cmd.summary)
+		fmt.Fprintf(&b, "  %-15s %s\n", cmd.name, cmd.summary)
 	}
-	b.WriteString(`  help           show this text, or that of a command: oncemill help relay
+	b.WriteString(`  help            show this text, or that of a command: oncemill help relay
 
 A first run:
   export ONCEMILL_DATABASE_URL='postgres://app:secret@127.0.0.1:5432/app?sslmode=disable'

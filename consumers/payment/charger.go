@@ -46,6 +46,12 @@ func (c *Charger) Handle(msg *message.Message) ([]*message.Message, error) {
 	return nil, err
 }
 
+// Consume is Handle for Router.AddConsumerHandler.
+func (c *Charger) Consume(msg *message.Message) error {
+	_, err := c.Charge(msg)
+	return err
+}
+
 // Charge does what Handle does, and returns the receipt, for a handler that returns
 // messages about it:
 //
