@@ -191,8 +191,10 @@ type Held struct {
 	ClaimedAt   time.Time // when the first attempt began
 	LeaseUntil  time.Time // when the latest attempt's lease ends
 	InDoubt     bool      // its lease is over, or it is being resolved
-	Remaining   time.Duration
-	Parked      bool // this call has parked the message
+	Parked      bool      // this call has parked the message
+
+	Remaining time.Duration // from when it was looked at to LeaseUntil; 0: that is over
+
 	fingerprint []byte
 	recognised  bool // by the provider, for as long as another attempt would take
 	over        bool // its lease, or that of a resolver which asks about it
