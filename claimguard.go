@@ -183,15 +183,15 @@ func (in *Inbox) giveBack(ctx context.Context, claim *Claim, why string) {
 
 // Held says by what a key is taken.
 type Held struct {
-	Outcome     Outcome   // "": not settled
-	Result      []byte    // what the claim was settled with; nil: nothing
-	Reason      string    // why it failed or is in doubt
-	Token       int64     // of the latest attempt; 0: a claim of Once, without a lease
-	Attempts    int       // so far
-	ClaimedAt   time.Time // when the first attempt began
-	LeaseUntil  time.Time // when the latest attempt's lease ends
-	InDoubt     bool      // its lease is over, or it is being resolved
-	Parked      bool      // this call has parked the message
+	Outcome    Outcome   // "": not settled
+	Result     []byte    // what the claim was settled with; nil: nothing
+	Reason     string    // why it failed or is in doubt
+	Token      int64     // of the latest attempt; 0: a claim of Once, without a lease
+	Attempts   int       // so far
+	ClaimedAt  time.Time // when the first attempt began
+	LeaseUntil time.Time // when the latest attempt's lease ends
+	InDoubt    bool      // its lease is over, or it is being resolved
+	Parked     bool      // this call has parked the message
 
 	Remaining time.Duration // from when it was looked at to LeaseUntil; 0: that is over
 
