@@ -125,6 +125,7 @@ func TestAResolverThatIsKilledIsReplaced(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, queryable)
 	s.provider.misbehaves(first(loseReply))
+	s.relay() // the victim may have claimed what it has not asked for
 	r := s.worker("worker that dies asking")
 	r.Fault, r.After = dieAsking, 2
 	victim := start(t, r)
