@@ -37,8 +37,15 @@ func leaseMargin(lease time.Duration) time.Duration { return min(lease/10, 5*tim
 // same; Claim tries for a few seconds to release it. If it cannot, the claim will be
 // in doubt after its lease, though no effect was begun.
 func (c *Consumer) Claim(ctx context.Context, key string, opts ClaimOptions) (*Claim, error) {
+	called := time.Now()
 	d := &delivered{consumer: c.name, key: key, stored: storedKey(key), opts: opts}
 	claim, err := c.in.claimGuarded(ctx, c, d)
+	if err == nil {
+		claim.started = called
+	}
+	if err != nil && err.Held == nil && errors.Is(err, ErrInFlight) && !opts.Patient {
+		c.in.noteBlocked(ctx, d, err)
+	}
 	switch observer := c.in.Observer; {
 	case err == nil:
 		return claim, nil
@@ -50,6 +57,18 @@ func (c *Consumer) Claim(ctx context.Context, key string, opts ClaimOptions) (*C
 		observer.Failed(ctx, err)
 	}
 	return nil, err
+}
+
+// noteBlocked notes that somebody was refused who waited in vain for another transaction
+// with the key, so that their own is rolled back.
+func (in *Inbox) noteBlocked(ctx context.Context, d *delivered, because *Error) {
+	work, stop := in.outlive(ctx)
+	defer stop()
+	if failed := in.guarded(work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
+		return nil, g.event(g.claimEvent(EventBlocked, 0, because.Err.Error()))
+	}); failed != nil {
+		in.Logger.WarnContext(ctx, "oncemill: a claim was refused, and that could not be noted in the events", "error", failed)
+	}
 }
 
 func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*Claim, *Error) {
@@ -78,7 +97,9 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 			return nil, d.failed(OpClaim, refused)
 		case claim != nil && time.Now().After(claim.Deadline()):
 			// The effect would have no time at all.
-			in.giveBack(context.WithoutCancel(ctx), claim, "it took as long as its lease to get")
+			work, stop := in.outlive(ctx)
+			defer stop()
+			in.giveBack(work, claim, "it took as long as its lease to get")
 			return nil, d.failed(OpClaim, fmt.Errorf("%w: it took as long to get the claim", ErrLeaseOver))
 		case claim != nil:
 			if claim.noticed && in.Observer.InDoubt != nil {
@@ -167,16 +188,16 @@ func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
 
 // giveBack ends a claim whose effect was not begun. An earlier attempt at it stays in
 // doubt.
-func (in *Inbox) giveBack(ctx context.Context, claim *Claim, why string) {
+func (in *Inbox) giveBack(work context.Context, claim *Claim, why string) {
 	why += "; no effect was begun"
 	var err error
 	if claim.attempt > 1 {
-		err = claim.Doubt(ctx, fmt.Sprintf("attempt %d: %s; an earlier one is in doubt", claim.attempt, why), nil)
+		err = claim.doubt(work, fmt.Sprintf("attempt %d: %s; an earlier one is in doubt", claim.attempt, why), nil)
 	} else {
-		err = claim.Release(ctx, why)
+		err = claim.release(work, why)
 	}
 	if err != nil {
-		in.Logger.WarnContext(ctx, "oncemill: a claim whose effect was not begun could not be released; it will be in doubt after its lease",
+		in.Logger.WarnContext(work, "oncemill: a claim whose effect was not begun could not be released; it will be in doubt after its lease",
 			"consumer", claim.consumer.name, "key", claim.d.key, "token", claim.token, "error", err)
 	}
 }

@@ -27,7 +27,8 @@ const (
 // An EffectError is an error of a handler that knows what became of its effect.
 // Return one where it is certain, and a plain error where it is not: after a lost
 // reply, a timeout, or a status that a provider also gives after it has done the
-// work. VerdictOf finds it wherever it is wrapped. Of joined errors, each must be one.
+// work. VerdictOf finds it wherever it is wrapped. Of joined errors each must be one,
+// also of those in an fmt.Errorf with several %w.
 type EffectError interface {
 	error
 	EffectVerdict() Verdict
@@ -92,17 +93,15 @@ func VerdictOf(err error) Verdict {
 }
 
 // verdictOfAll is what several errors say together, such as those of the tries of a loop:
-// what all of them say that say anything. A plain error beside them may be of a try that
-// had the effect, so then nothing is known.
-func verdictOfAll(errs []error) Verdict {
-	if len(errs) == 0 {
-		return Unknown
-	}
-	verdict := VerdictOf(errs[0])
-	for _, err := range errs[1:] {
-		if VerdictOf(err) != verdict {
+// what each of them says. A plain error among them may be of a try that had the effect,
+// so then nothing is known.
+func verdictOfAll(errs []error) (verdict Verdict) {
+	for i, err := range errs {
+		said := VerdictOf(err)
+		if err == nil || i > 0 && said != verdict {
 			return Unknown
 		}
+		verdict = said
 	}
 	return verdict
 }

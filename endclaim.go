@@ -49,7 +49,7 @@ func (c *Claim) also(collected *[]func(context.Context, Tx) error, fn func(conte
 	}
 	return func(ctx context.Context, tx Tx) error {
 		for _, fn := range fns {
-			if err := calm(fn)(ctx, tx); err != nil {
+			if err := c.consumer.in.calm(fn)(ctx, tx); err != nil {
 				return err
 			}
 		}
@@ -58,16 +58,23 @@ func (c *Claim) also(collected *[]func(context.Context, Tx) error, fn func(conte
 }
 
 // calm makes an error of a panic: the effect has happened, and its claim has to be ended
-// in one way or another.
-func calm(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
+// in one way or another. Many panic with the error of a connection that broke, so that is
+// kept.
+func (in *Inbox) calm(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
 	if fn == nil {
 		return nil
 	}
 	return func(ctx context.Context, tx Tx) (err error) {
 		defer func() {
-			if panicked := recover(); panicked != nil {
-				err = fmt.Errorf("panicked: %v\n%s", panicked, debug.Stack())
+			switch panicked := recover().(type) {
+			case nil:
+				return
+			case error:
+				err = fmt.Errorf("panicked: %w", markUnavailable(panicked))
+			default:
+				err = fmt.Errorf("panicked: %v", panicked)
 			}
+			in.Logger.ErrorContext(ctx, "oncemill: what was to be written with a claim's end "+err.Error(), "stack", string(debug.Stack()))
 		}()
 		return fn(ctx, tx)
 	}
@@ -131,9 +138,14 @@ func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn fun
 // step runs one step of the claim. because is why it was refused; what was written
 // about that is committed nevertheless.
 func (c *Claim) step(ctx context.Context, op Op, run func(g *guardTx) (lent func(context.Context, Tx) error, because, err error)) error {
-	in := c.consumer.in
-	work, stop := in.outlive(ctx)
+	work, stop := c.consumer.in.outlive(ctx)
 	defer stop()
+	return c.stepIn(work, op, run)
+}
+
+// stepIn is step in a context that is ended by whoever made it.
+func (c *Claim) stepIn(work context.Context, op Op, run func(g *guardTx) (lent func(context.Context, Tx) error, because, err error)) error {
+	in := c.consumer.in
 	var because error
 	failed := in.guarded(work, c.d, op, func(g *guardTx) (lent func(context.Context, Tx) error, err error) {
 		lent, because, err = run(g)
@@ -146,7 +158,7 @@ func (c *Claim) step(ctx context.Context, op Op, run func(g *guardTx) (lent func
 		return nil
 	}
 	if in.Observer.Failed != nil {
-		in.Observer.Failed(ctx, failed)
+		in.Observer.Failed(work, failed)
 	}
 	return failed
 }
@@ -176,8 +188,14 @@ func (c *Claim) Release(ctx context.Context, reason string) error {
 	if c.attempt > 1 && !c.started.IsZero() {
 		return c.d.invalid(OpRelease, fmt.Errorf("%w since attempt %d or before: call Doubt, and with proof Resolve", ErrInDoubt, c.attempt-1))
 	}
+	work, stop := c.consumer.in.outlive(ctx)
+	defer stop()
+	return c.release(work, reason)
+}
+
+func (c *Claim) release(work context.Context, reason string) error {
 	e := event{kind: EventReleased, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
-	return c.step(ctx, OpRelease, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
+	return c.stepIn(work, OpRelease, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
 		released, err := g.release(e)
 		if released || err != nil {
 			return nil, nil, err
@@ -237,8 +255,14 @@ func (c *Claim) Doubt(ctx context.Context, reason string, park *ParkedMessage) e
 			return c.d.invalid(OpDoubt, err)
 		}
 	}
+	work, stop := c.consumer.in.outlive(ctx)
+	defer stop()
+	return c.doubt(work, reason, park)
+}
+
+func (c *Claim) doubt(work context.Context, reason string, park *ParkedMessage) error {
 	e := event{kind: EventInDoubt, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
-	err := c.step(ctx, OpDoubt, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
+	err := c.stepIn(work, OpDoubt, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
 		doubted, err := g.happened(doubtSQL, g.d.consumer, g.d.stored, c.token, storedText(reason))
 		switch {
 		case err != nil:
@@ -253,7 +277,7 @@ func (c *Claim) Doubt(ctx context.Context, reason string, park *ParkedMessage) e
 		return nil, because, err
 	})
 	if err == nil && c.consumer.in.Observer.InDoubt != nil {
-		c.consumer.in.Observer.InDoubt(ctx, c.consumer.name, c.d.key, reason)
+		c.consumer.in.Observer.InDoubt(work, c.consumer.name, c.d.key, reason)
 	}
 	return err
 }
@@ -265,7 +289,8 @@ WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
 RETURNING 1`
 
 // Extend gives the claim another lease from now on, and moves Deadline; a lease that
-// would end earlier than the one it has changes nothing. It fails with
+// would end earlier than the one it has changes nothing. A further attempt at an effect
+// in doubt is not extended beyond ClaimOptions.KeyLifetime. It fails with
 // ErrFenced if the claim was taken over, and with ErrInDoubt if it was found in doubt.
 // 0 means Inbox.Lease.
 func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
@@ -275,18 +300,20 @@ func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 	}
 	start := time.Now()
 	e := event{kind: EventExtended, token: c.token, note: "by " + lease.String(), actor: c.d.opts.Actor}
+	var left int64 // of the lease, in microseconds
 	err := c.step(ctx, OpExtend, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
-		extended, err := g.happened(extendSQL, g.d.consumer, g.d.stored, c.token, lease.Microseconds())
+		err = g.row(extendSQL, g.d.consumer, g.d.stored, c.token, lease.Microseconds(), c.d.opts.KeyLifetime.Microseconds()).Scan(&left)
 		switch {
-		case err != nil:
-			return nil, nil, err
-		case extended:
+		case err == nil:
 			return nil, nil, g.event(e)
+		case !errors.Is(err, sql.ErrNoRows):
+			return nil, nil, err
 		}
 		because, err = g.refuse(OpExtend, c.token, e)
 		return nil, because, err
 	})
 	if err == nil {
+		lease = min(lease, time.Duration(left)*time.Microsecond)
 		c.mu.Lock()
 		if deadline := start.Add(lease - leaseMargin(lease)); deadline.After(c.deadline) {
 			c.deadline = deadline
@@ -296,8 +323,16 @@ func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 	return err
 }
 
+// extendSQL extends a lease by $4. $5 is for how long from the first attempt the provider
+// knows the key: no further attempt may go on after that.
 const extendSQL = `
-UPDATE {schema}.claims SET lease_until = GREATEST(lease_until, clock_timestamp() + $4 * interval '1 microsecond'),
-	effect_until = GREATEST(effect_until, clock_timestamp() + $4 * interval '1 microsecond')
+WITH until AS (
+	SELECT CASE WHEN attempts > 1 AND $5::bigint > 0
+		THEN LEAST(clock_timestamp() + $4 * interval '1 microsecond', claimed_at + $5::bigint * interval '1 microsecond')
+		ELSE clock_timestamp() + $4 * interval '1 microsecond' END AS until
+	FROM {schema}.claims WHERE consumer = $1 AND key = $2
+)
+UPDATE {schema}.claims SET lease_until = GREATEST(lease_until, until), effect_until = GREATEST(effect_until, until)
+FROM until
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND in_doubt_since IS NULL
-RETURNING 1`
+RETURNING (extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint`

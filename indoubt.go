@@ -270,21 +270,26 @@ func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, b
 	if _, err := g.settle(outcome, r.Note, e); err != nil {
 		return nil, nil, err
 	}
-	return calm(r.Settle), nil, nil
+	return g.in.calm(r.Settle), nil, nil
 }
 
 // resolvedAs begins the note of the event of a claim that is resolved.
 func resolvedAs(v Verdict) string { return "resolved: " + string(v) }
 
-// resolvedSQL finds out whether a claim was resolved so after the attempt with token $3,
-// and nothing has happened to the key since but that others were refused.
+// resolvedSQL finds out whether an earlier call has resolved the claim with token $3 so:
+// then that is the last thing that happened to the key, and the one before it happened
+// to that token. A Resolver's resolution has the token of its asking. Others may have
+// been refused since.
 const resolvedSQL = `
-SELECT 1 FROM (
-	SELECT note, id FROM {schema}.events WHERE consumer = $1 AND key = $2 AND kind NOT IN ('blocked', 'conflict', 'refused')
-	ORDER BY id DESC LIMIT 1
-) AS latest
-WHERE latest.note LIKE $4
-	AND latest.id > (SELECT max(id) FROM {schema}.events WHERE consumer = $1 AND key = $2 AND token = $3)`
+WITH happened AS MATERIALIZED (
+	SELECT token, note, row_number() OVER (ORDER BY id DESC) AS nth FROM (
+		SELECT id, token, note FROM {schema}.events
+		WHERE consumer = $1 AND key = $2 AND kind NOT IN ('blocked', 'conflict', 'refused')
+		ORDER BY id DESC LIMIT 2
+	) AS latest
+)
+SELECT 1 FROM happened AS last, happened AS before
+WHERE last.nth = 1 AND before.nth = 2 AND before.token = $3 AND last.token <> $3 AND last.note LIKE $4`
 
 // fenceSQL gives a claim another token: whoever has the old one shall not find that
 // the claim was ended as it wants to end it itself.

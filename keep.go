@@ -7,71 +7,63 @@ import (
 )
 
 // Context returns a context for the effect, with the values of ctx and the claim in it.
-// It ends at the claim's Deadline, with the cause ErrLeaseOver; if the lease is extended
-// before, at the new one. And it ends Inbox.DrainTimeout after ctx was cancelled, with
-// the cause ErrDrained.
+// It ends at the claim's Deadline, with the cause ErrLeaseOver, or at that of ctx; and
+// Inbox.DrainTimeout after ctx was cancelled, with the cause ErrDrained. The Deadline is
+// that of the moment: Extend does not move it. For an effect that may take longer than
+// the lease there is Keep.
 func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelFunc) {
-	work, stop := c.consumer.in.detach(ContextWithClaim(ctx, c))
-	work, cancel := context.WithCancelCause(work)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		timer := time.NewTimer(time.Until(c.Deadline()))
-		defer timer.Stop()
-		for {
-			select {
-			case <-work.Done():
-				return
-			case <-timer.C:
-			}
-			left := time.Until(c.Deadline()) // it may have been extended
-			if left <= 0 {
-				cancel(ErrLeaseOver)
-				return
-			}
-			timer.Reset(left)
-		}
-	}()
-	return effectContext{work, c}, func() {
-		cancel(context.Canceled)
+	deadline, cause := c.Deadline(), ErrLeaseOver
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline, cause = d, context.DeadlineExceeded
+	}
+	open, stop := c.consumer.in.detach(ContextWithClaim(ctx, c))
+	work, cancel := context.WithDeadlineCause(context.WithValue(open, openKey{}, open), deadline, cause)
+	return work, func() {
+		cancel()
 		stop()
-		<-ended
 	}
 }
 
-// effectContext tells until when there is time, which Context may move.
-type effectContext struct {
-	context.Context
-	claim *Claim
-}
-
-func (c effectContext) Deadline() (time.Time, bool) {
-	deadline := c.claim.Deadline()
-	if other, ok := c.Context.Deadline(); ok && other.Before(deadline) {
-		deadline = other
-	}
-	return deadline, true
-}
+// openKey is the key of a context's value that is the same context without the claim's
+// Deadline.
+type openKey struct{}
 
 // Keep runs fn, for an effect that may take longer than a lease, and extends the
-// lease meanwhile. fn's context has the claim in it. It ends, with the cause
-// ErrFenced or ErrInDoubt, when the claim is no longer ours, and with ErrLeaseOver
-// when the lease could not be extended in time; then fn must stop. Keep returns what
-// fn does. The caller ends the claim.
+// lease meanwhile. fn's context has the claim in it, and no deadline: set timeouts of
+// your own in fn. It ends, with the cause ErrFenced or ErrInDoubt, when the claim is no
+// longer ours, with ErrLeaseOver when the lease could not be extended in time, and when
+// ctx does; but not for a ctx from Context, or one from Guard, whose lease is the one
+// that is extended. Then fn must stop. Keep returns what fn does. The caller ends the
+// claim.
 func (c *Claim) Keep(ctx context.Context, fn func(ctx context.Context) error) error {
-	lease := c.lease()
-	kept, lost := context.WithCancelCause(ContextWithClaim(ctx, c))
-	defer lost(nil)
+	kept, lost := context.WithCancelCause(ContextWithClaim(context.WithoutCancel(ctx), c))
+	for _, outer := range outerContexts(ctx) {
+		defer context.AfterFunc(outer, func() {
+			if cause := context.Cause(outer); !errors.Is(cause, ErrLeaseOver) {
+				lost(cause)
+			}
+		})()
+	}
 	ended, over := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(over)
-		c.extendUntil(kept, ended, lease, lost)
+		c.extendUntil(kept, ended, c.lease(), lost)
 	}()
 	defer func() { // also when fn panics
 		close(ended)
+		lost(nil) // an extension that is under way need not come to its end
 		<-over
 	}()
 	return fn(kept)
+}
+
+// outerContexts are those whose end ends what is kept: ctx, and the one that it was
+// given its deadline from, which goes on when that has passed.
+func outerContexts(ctx context.Context) []context.Context {
+	if open, ok := ctx.Value(openKey{}).(context.Context); ok {
+		return []context.Context{ctx, open}
+	}
+	return []context.Context{ctx}
 }
 
 // lease is for how long the claim was claimed.

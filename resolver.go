@@ -123,7 +123,7 @@ func (r *Resolver) setDefaults() {
 // may take to appear, $5 how long after it came to be in doubt a claim is given up.
 const takeDueSQL = `
 WITH due AS MATERIALIZED (
-	SELECT consumer, key, in_doubt_since IS NULL AS noticed FROM {schema}.claims
+	SELECT consumer, key, token AS attempt, in_doubt_since IS NULL AS noticed FROM {schema}.claims
 	WHERE consumer = $1 AND settled_at IS NULL AND lease_until < clock_timestamp()
 		AND COALESCE(ask_after, '-infinity') <= clock_timestamp()
 	ORDER BY lease_until
@@ -135,10 +135,10 @@ WITH due AS MATERIALIZED (
 		reason = COALESCE(t.reason, 'its lease was over'),
 		lease_until = clock_timestamp() + $3 * interval '1 microsecond'
 	FROM due WHERE t.consumer = due.consumer AND t.key = due.key
-	RETURNING t.*, due.noticed
+	RETURNING t.*, due.attempt, due.noticed
 ), noted AS (
 	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note)
-	SELECT c.consumer, c.key, e.kind, c.token, $6, c.reason
+	SELECT c.consumer, c.key, e.kind, CASE e.kind WHEN 'in doubt' THEN c.attempt ELSE c.token END, $6, c.reason
 	FROM c CROSS JOIN (VALUES (1, 'in doubt'), (2, 'asking')) AS e (nth, kind)
 	WHERE c.noticed OR e.kind <> 'in doubt'
 	ORDER BY c.consumer, c.key, e.nth
@@ -255,11 +255,11 @@ func (r *Resolver) act(ctx context.Context, d dueClaim, answer Resolution) error
 	var err error
 	switch answer.Verdict {
 	case Happened:
-		err = d.claim.end(ctx, OpSettle, event{kind: EventSettled, note: joinNotes(note, answer.Note), result: answer.Result}, Settled, calm(answer.Settle))
+		err = d.claim.end(ctx, OpSettle, event{kind: EventSettled, note: joinNotes(note, answer.Note), result: answer.Result}, Settled, r.Consumer.in.calm(answer.Settle))
 	case NotHappened:
 		err = d.claim.Release(ctx, joinNotes(note, answer.Note))
 	case Never:
-		err = d.claim.Fail(ctx, joinNotes(note, answer.Note), calm(answer.Settle))
+		err = d.claim.Fail(ctx, joinNotes(note, answer.Note), answer.Settle)
 	default:
 		return r.postpone(ctx, d, answer.Note)
 	}

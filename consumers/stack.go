@@ -184,8 +184,12 @@ func (s Stack) failed(msg *message.Message, cause error) error {
 		return s.hold(info, cause)
 	case consumer == nil:
 		return cause
+	case err != nil && !errors.Is(cause, oncemill.ErrNoKey) && !errors.Is(cause, errTooOften):
+		return cause // it has run, and only now nobody knows its key
 	case err != nil:
-		g.key = keyWithoutKey(info)
+		if g.key == "" { // else its claim decides whether it may be given up
+			g.key = keyWithoutKey(info)
+		}
 		return s.bury(msg, g)
 	case errors.Is(cause, oncemill.ErrKeyReused):
 		g.key = keyOfReuse(key, opts.Fingerprint)
@@ -216,6 +220,7 @@ func isOutage(err error) bool {
 	}
 	for _, ours := range []error{
 		oncemill.ErrInFlight, oncemill.ErrInDoubt, oncemill.ErrSettled, oncemill.ErrKeyReused, oncemill.ErrTooOld, oncemill.ErrDrained,
+		oncemill.ErrLeaseOver,
 	} {
 		if errors.Is(err, ours) {
 			return false

@@ -131,3 +131,43 @@ func TestAProviderThatIsAwayDoesNotCountAndPausesTheSubscriber(t *testing.T) {
 		t.Errorf("%d holds and %d dead letters, want 3 and 0", holds, len(letters(t, db)))
 	}
 }
+
+func TestAnEffectInDoubtIsNoDeadLetterWhenItCannotBeDescribedAgain(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	var calls atomic.Int32
+	stack := consumers.Stack{Guard: &middleware.Guard{
+		Inbox: &oncemill.Inbox{DB: db}, KeyLifetime: time.Hour,
+		Describe: func(*message.Message, *oncemill.ClaimOptions) error {
+			if calls.Add(1) == 2 {
+				return context.Canceled // it looks the amount up, and the router closes
+			}
+			return nil
+		},
+	}}
+	w := newWorker(t, stack, func(*message.Message) error { return errors.New("reply lost") })
+	acked := w.deliver(message.NewMessage("u", nil), delivery.Info{Position: "p"})
+	if acked || len(letters(t, db)) != 0 {
+		t.Errorf("acked %v, %d dead letters of an effect in doubt", acked, len(letters(t, db)))
+	}
+	if n := count(t, db, `SELECT count(*) FROM oncemill.claims WHERE in_doubt_since IS NOT NULL`); n != 1 {
+		t.Error("it is not in doubt")
+	}
+}
+
+func TestALeaseThatIsOverIsNoOutage(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	inbox := &oncemill.Inbox{DB: db, Lease: 150 * time.Millisecond}
+	tx, err := db.Begin()
+	must(t, err)
+	_, err = tx.Exec(`INSERT INTO oncemill.claims (consumer, key, outcome, fingerprint) VALUES ('billing', 'u', 'settled', NULL)`)
+	must(t, err)
+	time.AfterFunc(600*time.Millisecond, func() { tx.Rollback() })
+	holds := 0
+	w := newWorker(t, consumers.Stack{Guard: &middleware.Guard{Inbox: inbox}}, func(*message.Message) error { return nil })
+	got := w.deliver(message.NewMessage("u", nil), delivery.Info{Hold: func(func(context.Context) error) { holds++ }})
+	if holds != 0 {
+		t.Errorf("acked %v; held %d times as if the database were away", got, holds)
+	}
+}

@@ -140,14 +140,22 @@ func (g Guard) Check() error {
 		return fmt.Errorf("oncemill: Guard.Lease: %w", err)
 	case g.Timeout > left:
 		return fmt.Errorf("oncemill: Guard.Timeout is %v, but a lease leaves the effect only %v: set Guard.Lease (or Inbox.Lease) to more than the provider's timeout, with a tenth to spare", g.Timeout, left)
-	case g.KeyLifetime > 0 && g.KeyLifetime <= left:
-		return fmt.Errorf("oncemill: Guard.KeyLifetime is %v: it must be longer than the lease, or nothing is ever tried again", g.KeyLifetime)
+	case g.KeyLifetime > 0 && g.KeyLifetime <= 2*g.lease():
+		return fmt.Errorf("oncemill: Guard.KeyLifetime is %v: it must be longer than two leases of %v, or nothing that dies is ever tried again", g.KeyLifetime, g.lease())
 	case g.Ask != nil && g.Consumer == "":
 		return errors.New("oncemill: Guard.Consumer is empty: with Ask it has to be set, for the Resolver to know whose claims to look at")
 	case g.Ask == nil && (g.LandingBound > 0 || g.Backoff > 0 || g.Deadline > 0):
 		return errors.New("oncemill: Guard.LandingBound, Backoff and Deadline need Ask: set it to what asks the provider")
 	}
 	return nil
+}
+
+// lease is how long a claim lasts. It needs an Inbox that is set up.
+func (g Guard) lease() time.Duration {
+	if g.Lease > 0 {
+		return g.Lease
+	}
+	return g.Inbox.Lease
 }
 
 // Publisher returns what Guard writes returned messages with: Outbox, or its default.
@@ -191,6 +199,7 @@ func (g Guard) handle(msg *message.Message, h message.HandlerFunc) error {
 		return err
 	}
 	if opts.Park, err = parkable(msg); err != nil {
+		g.delay(msg, time.Second) // it will not help, and should not be tried all the time
 		return fmt.Errorf("oncemill: message %q: %w", msg.UUID, err)
 	}
 	claim, err := consumer.Claim(msg.Context(), key, opts)
@@ -207,7 +216,7 @@ func (g Guard) describe(msg *message.Message, c *oncemill.Consumer, opts *oncemi
 			err = fmt.Errorf("panic in Describe: %v", panicked)
 		}
 		if err != nil {
-			err = &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: noKey(err)}
+			err = &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: noKeyOr(msg.Context(), err)}
 		}
 	}()
 	if g.Describe != nil {
@@ -228,7 +237,7 @@ func (g Guard) refused(msg *message.Message, c *oncemill.Consumer, key string, e
 		return nil
 	case errors.Is(err, oncemill.ErrInFlight) && errors.As(err, &e) && e.Held != nil && !e.Held.InDoubt:
 		g.delay(msg, e.Held.Remaining)
-	case errors.Is(err, oncemill.ErrInFlight):
+	case errors.Is(err, oncemill.ErrInFlight), errors.Is(err, oncemill.ErrLeaseOver):
 		g.delay(msg, time.Second)
 	case errors.Is(err, oncemill.ErrInDoubt) && errors.As(err, &e) && e.Op == oncemill.OpClaim:
 		if e.Held.Parked {

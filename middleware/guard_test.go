@@ -266,6 +266,7 @@ func TestAGuardThatCannotWorkIsRefusedAtWiring(t *testing.T) {
 		"Guard.Timeout is 30s":        {Inbox: f.inbox, Lease: 30 * time.Second, Timeout: 30 * time.Second},
 		"Guard.Lease":                 {Inbox: f.inbox, Lease: time.Millisecond},
 		"Guard.KeyLifetime is 10s":    {Inbox: f.inbox, KeyLifetime: 10 * time.Second},
+		"longer than two leases":      {Inbox: f.inbox, Lease: time.Minute, KeyLifetime: 90 * time.Second},
 		"Guard.Consumer is empty":     {Inbox: f.inbox, Ask: ask},
 		"need Ask":                    {Inbox: f.inbox, LandingBound: 1},
 		"Guard.Deadline is -1ns":      {Inbox: f.inbox, Deadline: -1},

@@ -29,7 +29,7 @@ func (i identity) claim(msg *message.Message) (c *oncemill.Consumer, key string,
 	}
 	key, opts, err = i.identify(msg)
 	if err != nil {
-		return c, "", oncemill.ClaimOptions{}, &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: err}
+		return c, "", oncemill.ClaimOptions{}, &oncemill.Error{Op: oncemill.OpKey, Consumer: c.Name(), Err: noKeyOr(msg.Context(), err)}
 	}
 	return c, key, opts, nil
 }
@@ -76,6 +76,15 @@ func (i identity) identify(msg *message.Message) (key string, opts oncemill.Clai
 	}
 	opts.Origin = origin(msg)
 	return key, opts, nil
+}
+
+// noKeyOr tells a message that has no key from one that was given back while somebody
+// was looking.
+func noKeyOr(ctx context.Context, err error) error {
+	if ended := ctx.Err(); ended != nil {
+		return fmt.Errorf("%w: %v", ended, err)
+	}
+	return noKey(err)
 }
 
 func noKey(err error) error {
