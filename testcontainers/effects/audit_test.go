@@ -179,6 +179,9 @@ func (s *site) collect(query string, each func(key, text string, n int64)) {
 // those that a relay has published.
 func (s *site) returned() map[string]int {
 	s.t.Helper()
+	if s.relaying { // what it is publishing is in both for a moment
+		eventually(s.t, "the outbox is empty", s.counts(`SELECT (count(*) = 0)::integer FROM oncemill.outbox`))
+	}
 	times := make(map[string]int)
 	rows, err := s.db.Query(`SELECT convert_from(payload, 'UTF8') FROM oncemill.outbox WHERE topic = $1`, s.receipts)
 	must(s.t, err)

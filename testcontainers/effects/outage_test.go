@@ -5,12 +5,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
-	"github.com/oncemill/oncemill/testcontainers"
 )
-
-func databaseOn(t *testing.T, server *testcontainers.PostgresServer) *testcontainers.Database {
-	return testcontainers.DatabaseOn(t, server)
-}
 
 // net/http sends a request with an Idempotency-Key again by itself when a connection
 // that it has reused breaks. The provider executes it once, and no error of such a call
@@ -50,7 +45,7 @@ func TestAHalfOpenConnectionToTheProvider(t *testing.T) {
 // before that, it does not have the effect; that is not believed.
 func TestAProviderThatIsSlowerThanTheLease(t *testing.T) {
 	t.Parallel()
-	for _, p := range []policy{idempotent, queryable, opaque} {
+	for _, p := range policies {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, p)
@@ -74,7 +69,7 @@ func TestAProviderThatIsSlowerThanTheLease(t *testing.T) {
 // nothing is given up.
 func TestTheProviderIsAwayAndComesBack(t *testing.T) {
 	t.Parallel()
-	for _, p := range []policy{idempotent, queryable, opaque} {
+	for _, p := range policies {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, p)

@@ -42,7 +42,7 @@ type role struct {
 	Topic       string // what it subscribes to
 	Receipts    string // where it sends a message for each effect
 	MaxInFlight int
-	Naive       bool // the handler does not look at its deadline before it begins
+	Mute        bool // the worker has no resolver
 
 	Lease        time.Duration
 	KeyLifetime  time.Duration
@@ -79,9 +79,12 @@ const (
 	dieWithinRelease  fault = "die once a release's COMMIT is sent"
 	freezeAfterClaim  fault = "freeze after the claim, before the request is written"
 	freezeAfterReply  fault = "freeze after the reply, before settle"
+	freezeAsking      fault = "freeze when the provider has said what became of an effect"
 )
 
-func (f fault) freezes() bool { return f == freezeAfterClaim || f == freezeAfterReply }
+func (f fault) freezes() bool {
+	return f == freezeAfterClaim || f == freezeAfterReply || f == freezeAsking
+}
 
 // ackWait is how long the broker waits for a sign of life of a worker's messages.
 const ackWait = time.Second

@@ -35,6 +35,7 @@ type site struct {
 	orders   string // name and subject of a stream
 	receipts string
 	sent     []string // keys of the orders, which are the messages' UUIDs
+	relaying bool     // there is a relay
 }
 
 // newSite returns a site on servers that nobody kills.
@@ -98,8 +99,20 @@ func (s *site) resolver(name string) role {
 	return r
 }
 
+// frozen starts a worker or a resolver, gives it an order, and waits until it has frozen
+// itself at a step.
+func (s *site) frozen(r role, at fault) (p *actor.Process, key string) {
+	s.t.Helper()
+	r.Fault = at
+	p = start(s.t, r)
+	key = s.order(1)
+	p.Await("freezing", 1)
+	return p, key
+}
+
 func (s *site) relay() *actor.Process {
 	s.t.Helper()
+	s.relaying = true
 	return start(s.t, role{Kind: "relay", Name: "relay", Postgres: s.postgres, NATS: s.nats})
 }
 

@@ -74,7 +74,7 @@ func (a *performer) work(ctx context.Context) error {
 		NakDelay: func(attempt uint64) time.Duration { return min(50*time.Millisecond<<min(attempt, 5), time.Second) },
 	}
 	router.AddHandler(consumer, a.Topic, subscriber, a.Receipts, &outbox.Publisher{}, a.handler())
-	if a.Policy == queryable {
+	if a.Policy == queryable && !a.Mute {
 		resolved := make(chan error, 1)
 		resolving, stop := context.WithCancel(ctx)
 		defer func() { stop(); <-resolved }()
@@ -111,7 +111,7 @@ func (a *performer) handler() message.HandlerFunc {
 		}
 		a.opportunity(dieAfterClaim, msg.UUID)
 		a.opportunity(freezeAfterClaim, msg.UUID)
-		if !a.Naive && time.Now().After(claim.Deadline()) {
+		if time.Now().After(claim.Deadline()) {
 			return nil, oncemill.DidNotHappen(errTooLate)
 		}
 		receipt, err := a.effect(msg.Context(), client, claim, msg.Payload)
@@ -182,6 +182,7 @@ func (a *performer) ask(ctx context.Context, client *http.Client, d oncemill.InD
 	}
 	defer response.Body.Close()
 	receipt, err := io.ReadAll(response.Body)
+	a.opportunity(freezeAsking, d.Key)
 	switch {
 	case err != nil:
 		return oncemill.Resolution{}, err

@@ -9,6 +9,7 @@ import (
 	"github.com/oncemill/oncemill/testcontainers"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/proxy"
 )
 
 // README: the broker is away; rows stay in the outbox. It is killed with
@@ -71,14 +72,14 @@ func TestStockWatermillNATSSubscriberWithOnce(t *testing.T) {
 				must(t, err)
 			}
 			s.order(60)
-			p, address := through(t, s.nats, every(10, 1, "+ACK", theRequest))
+			p, address := proxy.Through(t, s.nats, every(10, 1, "+ACK", proxy.TheRequest))
 			r := s.worker("worker")
 			r.NATS, r.Subscriber, r.FailEvery, r.MaxInFlight = address, subscriber, 5, 4
 			worker := start(t, r)
 			s.consumedBy(consumer, s.orders)
 			worker.Kill() // its subscriber takes its time to close
-			if p.losses.Load() != 1 || worker.Times("duplicate") == 0 {
-				t.Errorf("%d acks were lost, and %d messages came again for it", p.losses.Load(), worker.Times("duplicate"))
+			if p.Losses() != 1 || worker.Times("duplicate") == 0 {
+				t.Errorf("%d acks were lost, and %d messages came again for it", p.Losses(), worker.Times("duplicate"))
 			}
 			if n := worker.Times("failed handler"); n < s.sent/5 {
 				t.Errorf("%d runs failed, want at least %d", n, s.sent/5)
