@@ -186,17 +186,9 @@ func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
 	}
 }
 
-// giveBack ends a claim whose effect was not begun. An earlier attempt at it stays in
-// doubt.
+// giveBack is Claim.GiveBack for a claim that its caller does not get to see.
 func (in *Inbox) giveBack(work context.Context, claim *Claim, why string) {
-	why += "; no effect was begun"
-	var err error
-	if claim.attempt > 1 {
-		err = claim.doubt(work, fmt.Sprintf("attempt %d: %s; an earlier one is in doubt", claim.attempt, why), nil)
-	} else {
-		err = claim.release(work, why)
-	}
-	if err != nil {
+	if err := claim.giveBack(work, why); err != nil {
 		in.Logger.WarnContext(work, "oncemill: a claim whose effect was not begun could not be released; it will be in doubt after its lease",
 			"consumer", claim.consumer.name, "key", claim.d.key, "token", claim.token, "error", err)
 	}
@@ -282,25 +274,34 @@ func (g *guardTx) claimEvent(kind EventKind, token int64, note string) event {
 	return event{kind: kind, token: token, note: note, amount: amount{o.Amount, o.Currency}, payload: o.Payload, actor: o.Actor}
 }
 
-// readHeldSQL reads a claim and keeps others from changing it meanwhile. $3 and $4
-// are how long the provider knows the key, and how long the next lease would be.
-const readHeldSQL = `
+// heldSQL reads a claim. $3 and $4 are how long the provider knows the key, and how long
+// the next lease would be.
+const heldSQL = `
 SELECT COALESCE(outcome, ''), result, COALESCE(reason, ''), COALESCE(token, 0), COALESCE(attempts, 0),
 	COALESCE(claimed_at, settled_at), COALESCE(lease_until, settled_at),
 	settled_at IS NULL AND (in_doubt_since IS NOT NULL OR lease_until < clock_timestamp()),
 	(extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint,
 	fingerprint, in_doubt_since IS NOT NULL, COALESCE(lease_until < clock_timestamp(), false),
 	COALESCE(clock_timestamp() + $4 * interval '1 microsecond' < claimed_at + $3 * interval '1 microsecond', false)
-FROM {schema}.claims WHERE consumer = $1 AND key = $2
+FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+
+// readHeldSQL keeps others from changing the claim meanwhile.
+const readHeldSQL = heldSQL + `
 FOR UPDATE`
 
+// heldArgs are the parameters of both.
+func (d *delivered) heldArgs() []any {
+	return []any{d.consumer, d.stored, d.opts.KeyLifetime.Microseconds(), d.opts.Lease.Microseconds()}
+}
+
 // readHeld returns nil if the key is free.
-func (g *guardTx) readHeld() (*Held, error) {
+func (g *guardTx) readHeld() (*Held, error) { return scanHeld(g.row(readHeldSQL, g.d.heldArgs()...)) }
+
+func scanHeld(row *sql.Row) (*Held, error) {
 	var h Held
 	var remaining sql.NullInt64
-	err := g.row(readHeldSQL, g.d.consumer, g.d.stored, g.d.opts.KeyLifetime.Microseconds(), g.d.opts.Lease.Microseconds()).
-		Scan(&h.Outcome, &h.Result, &h.Reason, &h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &h.InDoubt, &remaining,
-			&h.fingerprint, &h.noted, &h.over, &h.recognised)
+	err := row.Scan(&h.Outcome, &h.Result, &h.Reason, &h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &h.InDoubt, &remaining,
+		&h.fingerprint, &h.noted, &h.over, &h.recognised)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}

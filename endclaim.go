@@ -208,6 +208,22 @@ func (c *Claim) release(work context.Context, reason string) error {
 	})
 }
 
+// GiveBack ends the claim: its effect was not begun. It is Release for the first attempt,
+// and Doubt for a further one, which says nothing of those before it.
+func (c *Claim) GiveBack(ctx context.Context, why string) error {
+	work, stop := c.consumer.in.outlive(ctx)
+	defer stop()
+	return c.giveBack(work, why)
+}
+
+func (c *Claim) giveBack(work context.Context, why string) error {
+	why += "; no effect was begun"
+	if c.attempt > 1 {
+		return c.doubt(work, fmt.Sprintf("attempt %d: %s; an earlier one is in doubt", c.attempt, why), nil)
+	}
+	return c.release(work, why)
+}
+
 const releaseSQL = `
 DELETE FROM {schema}.claims WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
 RETURNING 1`

@@ -207,24 +207,21 @@ func (c *Consumer) Held(ctx context.Context, key string) (*Held, error) {
 	if key == "" {
 		return nil, d.invalid(OpKey, ErrNoKey)
 	}
-	var held *Held
-	work, stop := c.in.detach(ctx)
-	defer stop()
-	if err := c.in.guarded(work, d, OpClaim, func(g *guardTx) (_ func(context.Context, Tx) error, err error) {
-		held, err = g.findHeld()
-		return nil, err
-	}); err != nil {
-		return nil, err
+	held, err := d.find(func() (*Held, error) {
+		return scanHeld(c.in.DB.QueryRowContext(ctx, c.in.sql.in(heldSQL), d.heldArgs()...))
+	})
+	if err != nil {
+		return nil, d.failed(OpClaim, err)
 	}
 	return held, nil
 }
 
-// findHeld is readHeld for somebody who may know the key only as InDoubt shows it.
-func (g *guardTx) findHeld() (*Held, error) {
-	held, err := g.readHeld()
-	if err == nil && held == nil && hashedKey.MatchString(g.d.key) {
-		g.d.stored = g.d.key
-		held, err = g.readHeld()
+// find reads a claim for somebody who may know the key only as InDoubt shows it.
+func (d *delivered) find(read func() (*Held, error)) (*Held, error) {
+	held, err := read()
+	if err == nil && held == nil && hashedKey.MatchString(d.key) {
+		d.stored = d.key
+		held, err = read()
 	}
 	return held, err
 }
@@ -235,7 +232,7 @@ var hashedKey = regexp.MustCompile(`^` + hashPrefix + `[0-9a-f]{64}$`)
 // takeInDoubt takes a claim in doubt over. Its next statement ends it; until then
 // nobody else sees it.
 func (g *guardTx) takeInDoubt(token int64) (because, err error) {
-	held, err := g.findHeld()
+	held, err := g.d.find(g.readHeld)
 	switch {
 	case err != nil:
 		return nil, err

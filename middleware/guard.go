@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/internal/delivery"
@@ -275,7 +274,7 @@ func (g Guard) tell(ctx context.Context, consumer, key string, token int64, reas
 // attempt runs the handler under a claim, and ends the claim.
 func (g Guard) attempt(msg *message.Message, claim *oncemill.Claim, h message.HandlerFunc) error {
 	if err := msg.Context().Err(); err != nil {
-		return errors.Join(err, g.giveBack(msg, claim, "the message was given back before its effect was begun"))
+		return errors.Join(err, claim.GiveBack(msg.Context(), "the message was given back"))
 	}
 	produced, err := g.run(msg, claim, h)
 	if info, _ := delivery.From(msg.Context()); g.Probe != nil && info.Hold != nil && errors.Is(err, oncemill.ErrProviderAway) {
@@ -303,15 +302,6 @@ func (g Guard) attempt(msg *message.Message, claim *oncemill.Claim, h message.Ha
 	return g.doubt(msg, claim, err)
 }
 
-// giveBack ends a claim whose effect was not begun. An earlier attempt at it stays in
-// doubt.
-func (g Guard) giveBack(msg *message.Message, claim *oncemill.Claim, why string) error {
-	if claim.Attempt() > 1 {
-		return claim.Doubt(msg.Context(), why+", and an earlier attempt is in doubt", nil)
-	}
-	return claim.Release(msg.Context(), why)
-}
-
 // run runs the handler. Nobody knows what a panic has left behind.
 func (g Guard) run(msg *message.Message, claim *oncemill.Claim, h message.HandlerFunc) (produced []*message.Message, err error) {
 	ctx, cancel := claim.Context(msg.Context())
@@ -323,15 +313,7 @@ func (g Guard) run(msg *message.Message, claim *oncemill.Claim, h message.Handle
 			produced, err = nil, fmt.Errorf("handler panicked: %v", panicked)
 		}
 	}()
-	own := ownCopy(ctx, msg)
-	poisoned := msg.Metadata.Get(wm.ReasonForPoisonedKey)
-	produced, err = h(own)
-	switch {
-	case err == nil && isClosed(own.Nacked()):
-		err = ErrNacked
-	case err == nil && own.Metadata.Get(wm.ReasonForPoisonedKey) != poisoned:
-		err = ErrPoisoned
-	}
+	produced, err = runOnCopy(ctx, msg, h)
 	if err != nil && ctx.Err() != nil && oncemill.VerdictOf(err) == oncemill.Unknown {
 		err = fmt.Errorf("%w (%w)", err, context.Cause(ctx))
 	}

@@ -125,6 +125,21 @@ func publish(ctx context.Context, to *outbox.Publisher, msg *message.Message, pr
 	return to.Publish(topic, produced...)
 }
 
+// runOnCopy runs a handler on a copy of its message, and finds what it has hidden.
+func runOnCopy(ctx context.Context, msg *message.Message, h message.HandlerFunc) (produced []*message.Message, err error) {
+	own := ownCopy(ctx, msg)
+	poisoned := msg.Metadata.Get(wm.ReasonForPoisonedKey)
+	produced, err = h(own)
+	switch {
+	case err != nil:
+	case isClosed(own.Nacked()):
+		err = ErrNacked
+	case own.Metadata.Get(wm.ReasonForPoisonedKey) != poisoned:
+		err = ErrPoisoned
+	}
+	return produced, err
+}
+
 // ownCopy copies all that a handler could change, the payload's bytes included.
 func ownCopy(ctx context.Context, msg *message.Message) *message.Message {
 	own := msg.Copy()

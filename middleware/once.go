@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/outbox"
@@ -120,16 +119,10 @@ func (o Once) Claim(msg *message.Message) (c *oncemill.Consumer, key string, opt
 // run runs the handler on a copy of the message, and writes what it returns to
 // the outbox.
 func (o Once) run(ctx context.Context, msg *message.Message, h message.HandlerFunc) error {
-	own := ownCopy(ctx, msg)
-	poisoned := msg.Metadata.Get(wm.ReasonForPoisonedKey)
-	produced, err := h(own)
+	produced, err := runOnCopy(ctx, msg, h)
 	switch {
 	case err != nil:
 		return err
-	case isClosed(own.Nacked()):
-		return ErrNacked
-	case own.Metadata.Get(wm.ReasonForPoisonedKey) != poisoned:
-		return ErrPoisoned
 	case isClosed(msg.Acked()):
 		return ErrAcked
 	case len(produced) == 0:
