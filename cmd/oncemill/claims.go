@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 var claimsCommand = command{
@@ -161,7 +162,7 @@ func printDoubts(table *tabwriter.Writer, claims []oncemill.InDoubt, first bool)
 			asked += ", given up"
 		}
 		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", shown(d.Consumer), shown(d.Key), d.Token, d.Since.UTC().Format(time.RFC3339),
-			d.Attempts, shownAmount(d.Amount, d.Currency), message, asked, d.ProviderKey(), short(oneLine(d.Reason)))
+			d.Attempts, shownAmount(d.Amount, d.Currency), message, asked, d.ProviderKey(), oneline.Of(d.Reason, mostReason))
 	}
 	return table.Flush()
 }
@@ -182,26 +183,15 @@ func shownAmount(amount, currency string) string {
 	if amount == "" {
 		return "-"
 	}
-	return strings.TrimSpace(amount + " " + oneLine(currency))
+	return strings.TrimSpace(amount + " " + oneline.Of(currency, mostReason))
 }
 
-// short cuts what would make a table too wide.
-func short(s string) string {
-	const most = 120
-	if r := []rune(s); len(r) > most {
-		return string(r[:most]) + "..."
-	}
-	return s
-}
-
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-}
+// What a column of a table holds at most: a reason among others, and a note at the end of
+// a line.
+const (
+	mostReason = 120
+	mostNote   = 8 << 10
+)
 
 func printJSON[T any](w io.Writer, all []T) error {
 	encoder := json.NewEncoder(w)
@@ -250,7 +240,7 @@ func printEvents(ctx context.Context, d database, name, key string, asJSON bool,
 		default:
 			for _, e := range events {
 				fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", e.At.UTC().Format(time.RFC3339Nano), e.Kind, e.Token,
-					shownAmount(e.Amount, e.Currency), shown(e.Actor), oneLine(e.Note))
+					shownAmount(e.Amount, e.Currency), shown(e.Actor), oneline.Of(e.Note, mostNote))
 			}
 			err = table.Flush()
 		}

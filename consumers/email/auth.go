@@ -12,6 +12,7 @@ import (
 	"github.com/wneessen/go-mail/smtp"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 // A Mechanism is a way to authenticate.
@@ -47,7 +48,7 @@ func (c *conn) authenticate(ctx context.Context) error {
 	}
 	if reply := asReply(stepAUTH, err); reply != nil {
 		reply.Text = c.withoutSecrets(reply.Text)
-		return oncemill.ProviderAway(fmt.Errorf("%w (%s as %s: see Sender.Username, Password and Auth)", reply, mechanism, clean(c.set.username, 80)))
+		return oncemill.ProviderAway(fmt.Errorf("%w (%s as %s: see Sender.Username, Password and Auth)", reply, mechanism, oneline.Of(c.set.username, 80)))
 	}
 	if text := err.Error(); c.withoutSecrets(text) != text {
 		err = errors.New("the server repeats the password")
@@ -62,7 +63,7 @@ func choose(wanted Mechanism, offered []string) (Mechanism, error) {
 		}
 	}
 	return "", fmt.Errorf("email: AUTH: the server offers %s, and we have %s: see Sender.Auth, or leave Sender.Username empty",
-		clean(fmt.Sprint(offered), 200), orAll(wanted))
+		oneline.Of(fmt.Sprint(offered), 200), orAll(wanted))
 }
 
 func orAll(wanted Mechanism) string {

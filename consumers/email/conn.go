@@ -13,6 +13,7 @@ import (
 	"github.com/wneessen/go-mail/smtp"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 // A conn is a connection to the server. It serves one mail at a time.
@@ -135,7 +136,7 @@ func (c *conn) encrypt(ctx context.Context) error {
 func (c *conn) untrusted(ctx context.Context, err error) error {
 	var wrong *tls.CertificateVerificationError
 	if errors.As(err, &wrong) {
-		return oncemill.ProviderAway(fmt.Errorf("email: TLS handshake: the certificate of %s is not trusted (see Sender.TLSConfig): %s", c.set.addr, clean(err.Error(), 300)))
+		return oncemill.ProviderAway(fmt.Errorf("email: TLS handshake: the certificate of %s is not trusted (see Sender.TLSConfig): %s", c.set.addr, oneline.Of(err.Error(), 300)))
 	}
 	return oncemill.ProviderAway(explain(ctx, stepTLS, err))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/wneessen/go-mail/smtp"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 // write sends the body, all of it and no more. A mail whose end was not sent is not
@@ -62,7 +63,7 @@ func (c *conn) end(ctx context.Context, w io.Writer, l *letter) (reply string, e
 	code, text, err := c.client.Text.ReadResponse(2)
 	if err == nil {
 		c.usable = true
-		return clean(fmt.Sprintf("%d %s", code, text), 200), nil
+		return oneline.Of(fmt.Sprintf("%d %s", code, text), 200), nil
 	}
 	refused := asReply(stepEnd, err)
 	if refused == nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 // Compose returns what would be sent for a mail.
@@ -19,7 +21,7 @@ func (s *Sender) Compose(m Mail, providerKey string, first time.Time) (data stri
 }
 
 // Clean is clean.
-func Clean(text string, most int) string { return clean(text, most) }
+func Clean(text string, most int) string { return oneline.Of(text, most) }
 
 // Transmit sends a mail over a connection on which the greeting is due.
 func Transmit(ctx context.Context, raw net.Conn, data string) (reply string, err error) {

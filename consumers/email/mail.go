@@ -14,6 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 // What a mail may have at most. Every server has to take a hundred recipients (RFC
@@ -103,7 +104,7 @@ func brokenJSON(err error) error {
 		return wrong("payload", "is a JSON %.40s: must be an object", mismatch.Value)
 	}
 	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return wrong(clean(name, 80), "is not a field of a mail: leave it out, or put it into headers")
+		return wrong(oneline.Of(name, 80), "is not a field of a mail: leave it out, or put it into headers")
 	}
 	return wrong("payload", "is broken JSON (%v): send one object", err)
 }

@@ -8,9 +8,9 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"unicode"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/oneline"
 )
 
 // A step of the dialogue, in its order.
@@ -101,7 +101,7 @@ func asReply(at step, err error) *ReplyError {
 	if !errors.As(err, &reply) || reply.Code < 400 || reply.Code > 599 {
 		return nil
 	}
-	return &ReplyError{Step: string(at), Code: reply.Code, Text: clean(reply.Msg, 200)}
+	return &ReplyError{Step: string(at), Code: reply.Code, Text: oneline.Of(reply.Msg, 200)}
 }
 
 // explain says what has become of a connection.
@@ -115,23 +115,11 @@ func explain(ctx context.Context, at step, err error) error {
 	}
 	var odd *textproto.Error
 	if errors.As(err, &odd) {
-		return fmt.Errorf("email: %s: the server answers %d %s", at, odd.Code, clean(odd.Msg, 200))
+		return fmt.Errorf("email: %s: the server answers %d %s", at, odd.Code, oneline.Of(odd.Msg, 200))
 	}
 	var malformed textproto.ProtocolError
 	if errors.As(err, &malformed) {
-		return fmt.Errorf("email: %s: the server does not speak SMTP: %s", at, clean(string(malformed), 200))
+		return fmt.Errorf("email: %s: the server does not speak SMTP: %s", at, oneline.Of(string(malformed), 200))
 	}
 	return fmt.Errorf("email: %s: the connection is broken: %w", at, err)
-}
-
-// clean makes the words of a stranger fit for a line of a log.
-func clean(text string, most int) string {
-	text = strings.ToValidUTF8(text, "\uFFFD")
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
-		return unicode.IsSpace(r) || unicode.IsControl(r) || unicode.Is(unicode.Cf, r)
-	}), " ")
-	if len(text) > most {
-		text = strings.ToValidUTF8(text[:most], "") + "..."
-	}
-	return text
 }
