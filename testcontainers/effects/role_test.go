@@ -42,6 +42,7 @@ type role struct {
 	Topic       string // what it subscribes to
 	Receipts    string // where it sends a message for each effect
 	MaxInFlight int
+	MaxErrors   int  // after so many a message is a dead letter
 	Mute        bool // the worker has no resolver
 
 	Lease        time.Duration

@@ -14,6 +14,7 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/consumers"
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/testcontainers"
 
@@ -84,7 +85,7 @@ func ownPostgres(t *testing.T) *testcontainers.PostgresServer {
 func (s *site) worker(name string) role {
 	r := role{
 		Kind: "worker", Name: name, Postgres: s.postgres, NATS: s.nats, Provider: s.provider.url(), Policy: s.policy,
-		Topic: s.orders, Receipts: s.receipts, MaxInFlight: 8, Lease: 1500 * time.Millisecond,
+		Topic: s.orders, Receipts: s.receipts, MaxInFlight: 8, MaxErrors: consumers.Never, Lease: 1500 * time.Millisecond,
 		LandingBound: landing + 100*time.Millisecond, AskTimeout: time.Second,
 	}
 	if s.policy == idempotent {

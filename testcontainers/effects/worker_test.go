@@ -66,7 +66,7 @@ func (a *performer) work(ctx context.Context) error {
 		return err
 	}
 	guard := a.guard()
-	if err := (consumers.Stack{Guard: &guard, MaxErrors: consumers.Never}).Apply(ctx, router); err != nil {
+	if err := (consumers.Stack{Guard: &guard, MaxErrors: a.MaxErrors}).Apply(ctx, router); err != nil {
 		return err
 	}
 	subscriber := &jetstream.Subscriber{

@@ -229,8 +229,8 @@ func TestAPaymentBehindAnEmpty500IsMadeWhenTheKeyIsForgotten(t *testing.T) {
 		}
 		return stripeserver.None
 	}
-	b := newBusiness(t, stripeserver.Options{Faults: faults, KeyLifetime: 8 * time.Second})
-	b.keyLife = 6 * time.Second
+	b := newBusiness(t, stripeserver.Options{Faults: faults, KeyLifetime: 13 * time.Second})
+	b.keyLife = 11 * time.Second // more than two leases
 	shut := b.open(1)
 	b.order(0, 1, 0)
 	b.settled(1)
