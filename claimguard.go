@@ -83,32 +83,66 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 	work, stop := in.detach(ctx)
 	defer stop()
 	d.opts.Lease = orDefault(d.opts.Lease, in.Lease)
+	if in.sharesStatements() && d.opts.Origin.IsZero() {
+		claim, ambiguous := in.claimShared(c, d)
+		if claim != nil {
+			return in.inTime(ctx, d, claim)
+		}
+		if ambiguous {
+			return in.claimAgain(ctx, work, c, d)
+		}
+	}
+	return in.claimAlone(ctx, work, c, d)
+}
+
+// claimAgain claims a key that may have been claimed by this very call, though no answer
+// came.
+func (in *Inbox) claimAgain(ctx, work context.Context, c *Consumer, d *delivered) (claim *Claim, err *Error) {
+	const patience, pause = 5 * time.Second, 50 * time.Millisecond
+	for end := time.Now().Add(patience); ; time.Sleep(pause) {
+		claim, err = in.claimAlone(ctx, work, c, d)
+		if err == nil || !errors.Is(err, ErrUnavailable) || time.Now().After(end) {
+			return claim, err
+		}
+	}
+}
+
+func (in *Inbox) claimAlone(ctx, work context.Context, c *Consumer, d *delivered) (*Claim, *Error) {
 	// As in once: a claim that is gone when it is looked at was just released.
 	for range 3 {
 		claim, err, refused := in.tryClaim(work, c, d)
 		switch {
 		case err != nil && claim != nil: // nobody knows whether it is committed
-			in.unclaim(ctx, claim)
+			if d.opts.Nonce == nil || d.ownNonce {
+				in.unclaim(ctx, claim)
+			}
 			return nil, err
 		case err != nil:
 			return nil, err
 		case refused != nil:
 			in.observeDoubt(ctx, d, refused)
 			return nil, d.failed(OpClaim, refused)
-		case claim != nil && time.Now().After(claim.Deadline()):
-			// The effect would have no time at all.
-			work, stop := in.outlive(ctx)
-			defer stop()
-			in.giveBack(work, claim, "it took as long as its lease to get")
-			return nil, d.failed(OpClaim, fmt.Errorf("%w: it took as long to get the claim", ErrLeaseOver))
 		case claim != nil:
-			if claim.noticed && in.Observer.InDoubt != nil {
-				in.Observer.InDoubt(ctx, d.consumer, d.key, leaseWasOver)
-			}
-			return claim, nil
+			return in.inTime(ctx, d, claim)
 		}
 	}
 	return nil, d.failed(OpClaim, ErrInFlight)
+}
+
+// inTime gives back a claim that leaves its effect no time at all.
+func (in *Inbox) inTime(ctx context.Context, d *delivered, claim *Claim) (*Claim, *Error) {
+	if time.Now().Before(claim.Deadline()) {
+		if claim.noticed && in.Observer.InDoubt != nil {
+			in.Observer.InDoubt(ctx, d.consumer, d.key, leaseWasOver)
+		}
+		return claim, nil
+	}
+	if d.opts.Nonce == nil || d.ownNonce {
+		work, stop := in.outlive(ctx)
+		defer stop()
+		in.giveBack(work, claim, "it took as long as its lease to get")
+	}
+	return nil, d.failed(OpClaim, fmt.Errorf("%w: it took as long to get the claim", ErrLeaseOver))
 }
 
 // tryClaim is one transaction. Without a claim, a refusal and an error, the key was
@@ -124,14 +158,7 @@ func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (clai
 			return nil, inFlightOr(work, err, in.LockWait)
 		}
 		if taken != nil {
-			claim = &Claim{
-				consumer: c, d: d, token: taken.Token, attempt: taken.Attempts, first: taken.ClaimedAt,
-				amount:   amount{d.opts.Amount, d.opts.Currency},
-				started:  start,
-				xid:      g.xid,
-				noticed:  taken.Attempts > 1 && !taken.noted,
-				deadline: start.Add(d.opts.Lease - leaseMargin(d.opts.Lease)),
-			}
+			claim = d.claimed(c, taken, start, g.xid)
 		}
 		return nil, nil
 	})
@@ -139,6 +166,23 @@ func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (clai
 		claim = nil
 	}
 	return claim, failed, refused
+}
+
+// claimed makes a Claim of what was taken. start is from before the lease began, or was
+// looked at.
+func (d *delivered) claimed(c *Consumer, taken *Held, start time.Time, xid string) *Claim {
+	lease := d.opts.Lease
+	if taken.repeated {
+		lease = taken.Remaining
+	}
+	return &Claim{
+		consumer: c, d: d, token: taken.Token, attempt: taken.Attempts, first: taken.ClaimedAt,
+		started:  start,
+		xid:      xid,
+		noticed:  taken.Attempts > 1 && !taken.noted,
+		deadline: start.Add(lease - leaseMargin(d.opts.Lease)),
+		until:    taken.LeaseUntil,
+	}
 }
 
 // observeDoubt tells of a claim that nobody has known before to be in doubt.
@@ -208,11 +252,17 @@ type Held struct {
 
 	Remaining time.Duration // from when it was looked at to LeaseUntil; 0: that is over
 
+	// What the claim is about: see ClaimOptions.
+	Action, Agent, Amount, Currency string
+
 	fingerprint []byte
+	repeated    bool // it was claimed by the same call as this one, whose answer was lost
 	recognised  bool // by the provider, for as long as another attempt would take
 	over        bool // its lease, or that of a resolver which asks about it
 	noted       bool // that it is in doubt
 }
+
+func (h *Held) about() about { return about{h.Action, h.Agent, h.Amount, h.Currency} }
 
 // heldError carries what a key is taken by to the Error that will be returned.
 type heldError struct {
@@ -228,8 +278,10 @@ const insertGuardedSQL = `
 WITH session AS MATERIALIZED (
 	SELECT current_setting('lock_timeout') AS lock_timeout, set_config('lock_timeout', $5, true), clock_timestamp() AS now
 ), won AS (
-	INSERT INTO {schema}.claims (consumer, key, token, attempts, claimed_at, lease_until, effect_until, settled_at, outcome, fingerprint)
-	SELECT $1, $2, nextval('{schema}.tokens'), 1, now, now + $4 * interval '1 microsecond', now + $4 * interval '1 microsecond', NULL, NULL, $3
+	INSERT INTO {schema}.claims (consumer, key, token, attempts, claimed_at, lease_until, effect_until, settled_at, outcome, fingerprint,
+		action, agent, scope, amount, currency, nonce)
+	SELECT $1, $2, nextval('{schema}.tokens'), 1, now, now + $4 * interval '1 microsecond', now + $4 * interval '1 microsecond', NULL, NULL, $3,
+		$8, $9, $10, $11::text::numeric, $12, $13
 	FROM session
 	ON CONFLICT (consumer, key) DO NOTHING
 	RETURNING token, attempts, claimed_at, lease_until
@@ -246,7 +298,8 @@ func (g *guardTx) take() (*Held, error) {
 	var lockTimeout string
 	o := &g.d.opts
 	err := g.row(insertGuardedSQL, g.d.consumer, g.d.stored, o.Fingerprint, o.Lease.Microseconds(), milliseconds(g.in.LockWait),
-		nullTime(o.Origin), int64(clockMargin/time.Second)).Scan(&h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &old, &lockTimeout)
+		nullTime(o.Origin), int64(clockMargin/time.Second),
+		nullText(o.Action), nullText(o.Agent), nullText(o.Scope), nullText(o.Amount), nullText(o.Currency), o.nonceDigest()).Scan(&h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &old, &lockTimeout)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil
@@ -271,18 +324,21 @@ func (g *guardTx) checkWatermark() error {
 // claimEvent is an event about somebody who claims.
 func (g *guardTx) claimEvent(kind EventKind, token int64, note string) event {
 	o := &g.d.opts
-	return event{kind: kind, token: token, note: note, amount: amount{o.Amount, o.Currency}, payload: o.Payload, actor: o.Actor}
+	return event{kind: kind, token: token, note: note, about: o.about(), payload: o.Payload, actor: o.Actor}
 }
 
 // heldSQL reads a claim. $3 and $4 are how long the provider knows the key, and how long
-// the next lease would be.
+// the next lease would be; $5 and $6 are the caller's nonce, and for how long it counts.
 const heldSQL = `
 SELECT COALESCE(outcome, ''), result, COALESCE(reason, ''), COALESCE(token, 0), COALESCE(attempts, 0),
 	COALESCE(claimed_at, settled_at), COALESCE(lease_until, settled_at),
 	settled_at IS NULL AND (in_doubt_since IS NOT NULL OR lease_until < clock_timestamp()),
 	(extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint,
 	fingerprint, in_doubt_since IS NOT NULL, COALESCE(lease_until < clock_timestamp(), false),
-	COALESCE(clock_timestamp() + $4 * interval '1 microsecond' < claimed_at + $3 * interval '1 microsecond', false)
+	COALESCE(clock_timestamp() + $4 * interval '1 microsecond' < claimed_at + $3 * interval '1 microsecond', false),
+	COALESCE(nonce = $5 AND settled_at IS NULL AND in_doubt_since IS NULL AND attempts = 1
+		AND clock_timestamp() < LEAST(lease_until, claimed_at + $6 * interval '1 microsecond'), false),
+	` + aboutColumns + `
 FROM {schema}.claims WHERE consumer = $1 AND key = $2`
 
 // readHeldSQL keeps others from changing the claim meanwhile.
@@ -291,7 +347,7 @@ FOR UPDATE`
 
 // heldArgs are the parameters of both.
 func (d *delivered) heldArgs() []any {
-	return []any{d.consumer, d.stored, d.opts.KeyLifetime.Microseconds(), d.opts.Lease.Microseconds()}
+	return []any{d.consumer, d.stored, d.opts.KeyLifetime.Microseconds(), d.opts.Lease.Microseconds(), d.opts.nonceDigest(), NonceLifetime.Microseconds()}
 }
 
 // readHeld returns nil if the key is free.
@@ -301,7 +357,7 @@ func scanHeld(row *sql.Row) (*Held, error) {
 	var h Held
 	var remaining sql.NullInt64
 	err := row.Scan(&h.Outcome, &h.Result, &h.Reason, &h.Token, &h.Attempts, &h.ClaimedAt, &h.LeaseUntil, &h.InDoubt, &remaining,
-		&h.fingerprint, &h.noted, &h.over, &h.recognised)
+		&h.fingerprint, &h.noted, &h.over, &h.recognised, &h.repeated, &h.Action, &h.Agent, &h.Amount, &h.Currency)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -324,6 +380,8 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 		return nil, &heldError{ErrKeyReused, held}, g.event(g.claimEvent(EventConflict, held.Token, ""))
 	case held.Outcome != "":
 		refused = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
+	case held.repeated:
+		return held, nil, g.event(g.claimEvent(EventRepeated, held.Token, "the call was repeated with its nonce"))
 	case held.over && held.recognised:
 		taken, err = g.takeOver(held)
 		return taken, nil, err
@@ -359,7 +417,7 @@ RETURNING token, attempts, claimed_at, lease_until`
 // new attempt.
 func (g *guardTx) takeOver(held *Held) (*Held, error) {
 	if !held.noted {
-		if err := g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver}); err != nil {
+		if err := g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver, about: held.about()}); err != nil {
 			return nil, err
 		}
 	}
@@ -390,5 +448,5 @@ func (g *guardTx) noteDoubt(held *Held) error {
 		return err
 	}
 	held.Reason = whyInDoubt(held)
-	return g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver})
+	return g.event(event{kind: EventInDoubt, token: held.Token, note: leaseWasOver, about: held.about()})
 }

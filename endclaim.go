@@ -32,7 +32,12 @@ func (c *Claim) Settle(ctx context.Context, result []byte, fn func(ctx context.C
 	if len(result) > MostResult {
 		return c.d.invalid(OpSettle, fmt.Errorf("%w: %d bytes, at most %d: store it in a table of yours with fn, and settle with a reference", ErrResultTooLarge, len(result), MostResult))
 	}
-	return c.end(ctx, OpSettle, event{kind: EventSettled, result: result}, Settled, c.also(&c.onSettle, fn))
+	fn = c.also(&c.onSettle, fn)
+	if fn == nil && c.consumer.in.sharesStatements() && c.d.opts.Park == nil && c.settleShared(result) {
+		c.observeSettled(ctx)
+		return nil
+	}
+	return c.end(ctx, OpSettle, event{kind: EventSettled, result: result}, Settled, fn)
 }
 
 // also returns what runs the functions that were collected, and fn after them; nil if
@@ -93,7 +98,7 @@ const endSQL = `
 UPDATE {schema}.claims SET settled_at = clock_timestamp(), outcome = $4, result = $5, reason = $6,
 	in_doubt_since = NULL, ask_after = NULL
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
-RETURNING 1`
+RETURNING ` + aboutColumns
 
 // dropParkedSQL deletes what was parked for a claim that is settled. It is a statement of
 // its own, for endSQL may have waited for a delivery that was parking: its snapshot is
@@ -102,7 +107,7 @@ const dropParkedSQL = `DELETE FROM {schema}.parked WHERE consumer = $1 AND key =
 
 // settle settles the claim, if it still has the event's token, and notes that.
 func (g *guardTx) settle(outcome Outcome, reason string, e event) (bool, error) {
-	ended, err := g.happened(endSQL, g.d.consumer, g.d.stored, e.token, string(outcome), e.result, nullText(storedText(reason)))
+	ended, err := g.changed(endSQL, g.d.consumer, g.d.stored, e.token, string(outcome), e.result, nullText(storedText(reason)))
 	if err != nil || !ended {
 		return false, err
 	}
@@ -113,7 +118,7 @@ func (g *guardTx) settle(outcome Outcome, reason string, e event) (bool, error) 
 }
 
 func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn func(context.Context, Tx) error) error {
-	e.token, e.amount, e.actor = c.token, c.amount, c.d.opts.Actor
+	e.token, e.actor = c.token, c.d.opts.Actor
 	err := c.step(ctx, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
 		ended, err := g.settle(outcome, e.note, e)
 		switch {
@@ -129,10 +134,16 @@ func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn fun
 		because, err = g.refuse(op, c.token, e)
 		return nil, because, err
 	})
-	if observer := c.consumer.in.Observer; err == nil && outcome == Settled && observer.Committed != nil && !c.started.IsZero() {
-		observer.Committed(ctx, c.consumer.name, c.d.key, time.Since(c.started))
+	if err == nil && outcome == Settled {
+		c.observeSettled(ctx)
 	}
 	return err
+}
+
+func (c *Claim) observeSettled(ctx context.Context) {
+	if observer := c.consumer.in.Observer; observer.Committed != nil && !c.started.IsZero() {
+		observer.Committed(ctx, c.consumer.name, c.d.key, time.Since(c.started))
+	}
 }
 
 // step runs one step of the claim. because is why it was refused; what was written
@@ -194,9 +205,9 @@ func (c *Claim) Release(ctx context.Context, reason string) error {
 }
 
 func (c *Claim) release(work context.Context, reason string) error {
-	e := event{kind: EventReleased, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
+	e := event{kind: EventReleased, token: c.token, note: reason, actor: c.d.opts.Actor}
 	return c.stepIn(work, OpRelease, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
-		released, err := g.release(e)
+		released, err := g.release(e, c.attempt > 0)
 		if released || err != nil {
 			return nil, nil, err
 		}
@@ -224,9 +235,10 @@ func (c *Claim) giveBack(work context.Context, why string) error {
 	return c.release(work, why)
 }
 
+// releaseSQL frees a key. With $4 also one that was attempted more than once.
 const releaseSQL = `
-DELETE FROM {schema}.claims WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
-RETURNING 1`
+DELETE FROM {schema}.claims WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND (attempts = 1 OR $4)
+RETURNING ` + aboutColumns
 
 // unparkSQL puts the parked message back. It gets another broker dedup id, since
 // it is to be delivered.
@@ -246,8 +258,8 @@ SELECT 1 FROM {schema}.events WHERE consumer = $1 AND key = $2 AND token = $3 AN
 LIMIT 1`
 
 // release frees the key, if the claim still has the event's token.
-func (g *guardTx) release(e event) (bool, error) {
-	released, err := g.happened(releaseSQL, g.d.consumer, g.d.stored, e.token)
+func (g *guardTx) release(e event, furtherAttempts bool) (bool, error) {
+	released, err := g.changed(releaseSQL, g.d.consumer, g.d.stored, e.token, furtherAttempts)
 	if !released || err != nil {
 		return false, err
 	}
@@ -277,9 +289,9 @@ func (c *Claim) Doubt(ctx context.Context, reason string, park *ParkedMessage) e
 }
 
 func (c *Claim) doubt(work context.Context, reason string, park *ParkedMessage) error {
-	e := event{kind: EventInDoubt, token: c.token, note: reason, amount: c.amount, actor: c.d.opts.Actor}
+	e := event{kind: EventInDoubt, token: c.token, note: reason, actor: c.d.opts.Actor}
 	err := c.stepIn(work, OpDoubt, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
-		doubted, err := g.happened(doubtSQL, g.d.consumer, g.d.stored, c.token, storedText(reason))
+		doubted, err := g.changed(doubtSQL, g.d.consumer, g.d.stored, c.token, storedText(reason))
 		switch {
 		case err != nil:
 			return nil, nil, err
@@ -302,7 +314,7 @@ const doubtSQL = `
 UPDATE {schema}.claims SET lease_until = LEAST(lease_until, clock_timestamp()), effect_until = LEAST(effect_until, clock_timestamp()),
 	in_doubt_since = COALESCE(in_doubt_since, clock_timestamp()), reason = $4
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
-RETURNING 1`
+RETURNING ` + aboutColumns
 
 // Extend gives the claim another lease from now on, and moves Deadline; a lease that
 // would end earlier than the one it has changes nothing. A further attempt at an effect
@@ -317,8 +329,10 @@ func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 	start := time.Now()
 	e := event{kind: EventExtended, token: c.token, note: "by " + lease.String(), actor: c.d.opts.Actor}
 	var left int64 // of the lease, in microseconds
+	var until time.Time
 	err := c.step(ctx, OpExtend, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
-		err = g.row(extendSQL, g.d.consumer, g.d.stored, c.token, lease.Microseconds(), c.d.opts.KeyLifetime.Microseconds()).Scan(&left)
+		err = g.row(extendSQL, g.d.consumer, g.d.stored, c.token, lease.Microseconds(), c.d.opts.KeyLifetime.Microseconds()).
+			Scan(&left, &until, &g.about.action, &g.about.agent, &g.about.amount, &g.about.currency)
 		switch {
 		case err == nil:
 			return nil, nil, g.event(e)
@@ -331,6 +345,7 @@ func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 	if err == nil {
 		lease = min(lease, time.Duration(left)*time.Microsecond)
 		c.mu.Lock()
+		c.until = until
 		if deadline := start.Add(lease - leaseMargin(lease)); deadline.After(c.deadline) {
 			c.deadline = deadline
 		}
@@ -351,4 +366,4 @@ WITH until AS (
 UPDATE {schema}.claims SET lease_until = GREATEST(lease_until, until), effect_until = GREATEST(effect_until, until)
 FROM until
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND in_doubt_since IS NULL
-RETURNING (extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint`
+RETURNING (extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint, lease_until, ` + aboutColumns

@@ -12,6 +12,7 @@ type EventKind string
 // What can happen to a guarded claim. Its events are the rows of the table events.
 const (
 	EventClaimed   EventKind = "claimed"    // the first attempt begins
+	EventRepeated  EventKind = "repeated"   // the call that claimed it was made again: see ClaimOptions.Nonce
 	EventTakenOver EventKind = "taken over" // another attempt begins
 	EventAsking    EventKind = "asking"     // a resolver has taken it over, to ask
 	EventExtended  EventKind = "extended"   // another lease
@@ -58,7 +59,9 @@ type Event struct {
 	Token    int64     `json:"token"` // 0: it is about none
 	Actor    string    `json:"actor"` // who did it
 	Note     string    `json:"note"`
-	Amount   string    `json:"amount"` // as given to Claim
+	Action   string    `json:"action"` // as given to Claim, like what follows
+	Agent    string    `json:"agent"`
+	Amount   string    `json:"amount"`
 	Currency string    `json:"currency"`
 	Payload  []byte    `json:"payload"`
 	Result   []byte    `json:"result"` // what the claim was settled with, or what a refused call wanted to settle it with
@@ -69,14 +72,14 @@ type Event struct {
 func (c *Consumer) Events(ctx context.Context, key string, after int64, limit int) ([]Event, error) {
 	rows, err := c.in.DB.QueryContext(ctx, c.in.sql.in(`
 SELECT id, at, kind, COALESCE(token, 0), COALESCE(actor, ''), COALESCE(note, ''),
-	COALESCE(amount::text, ''), COALESCE(currency, ''), payload, result
+	`+aboutColumns+`, payload, result
 FROM {schema}.events WHERE consumer = $1 AND key = ANY (ARRAY[$2, $3]) AND id > $4
 ORDER BY id LIMIT $5`), c.name, storedKey(key), shownOr(key), after, limit)
 	return collect("events of a claim", rows, err, scanEvent)
 }
 
 func scanEvent(rows *sql.Rows) (e Event, err error) {
-	err = rows.Scan(&e.ID, &e.At, &e.Kind, &e.Token, &e.Actor, &e.Note, &e.Amount, &e.Currency, &e.Payload, &e.Result)
+	err = rows.Scan(&e.ID, &e.At, &e.Kind, &e.Token, &e.Actor, &e.Note, &e.Action, &e.Agent, &e.Amount, &e.Currency, &e.Payload, &e.Result)
 	return e, err
 }
 

@@ -21,13 +21,13 @@ type Claim struct {
 	token    int64
 	attempt  int
 	first    time.Time
-	amount   amount
 	started  time.Time // when it was claimed; zero: the claim is a resolver's
 	xid      string    // of the transaction that claimed
 	noticed  bool      // it was taken over when nobody knew yet that it was in doubt
 
 	mu       sync.Mutex
 	deadline time.Time // monotonic: when the effect has to be over
+	until    time.Time // when the lease is, by Postgres's clock
 	result   []byte
 	onSettle []func(ctx context.Context, tx Tx) error
 	onFail   []func(ctx context.Context, tx Tx) error
@@ -56,6 +56,13 @@ func (c *Claim) Deadline() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.deadline
+}
+
+// LeaseUntil returns when the lease ends, by Postgres's clock.
+func (c *Claim) LeaseUntil() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.until
 }
 
 // ProviderKey returns the key to give a provider as its idempotency key, or as the
@@ -99,6 +106,14 @@ func (c *Claim) OnFail(fn func(ctx context.Context, tx Tx) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.onFail = append(c.onFail, fn)
+}
+
+// Resume returns the claim of a key that was claimed elsewhere, by its token: to be ended
+// here, as by a server whose callers claim and settle in two requests. It does not look
+// whether there is such a claim; the methods of the claim do. Its Deadline, LeaseUntil,
+// Attempt and FirstClaimed are zero.
+func (c *Consumer) Resume(key string, token int64) *Claim {
+	return &Claim{consumer: c, token: token, d: &delivered{consumer: c.name, key: key, stored: storedKey(key), opts: ClaimOptions{Lease: c.in.Lease}}}
 }
 
 type claimKey struct{}

@@ -17,6 +17,9 @@ type guardTx struct {
 	tx  *sql.Tx
 	d   *delivered
 	xid string
+
+	// What the claim is about that the last statement has changed.
+	about about
 }
 
 // durableSQL comes first in each of them. An effect must not begin before its claim
@@ -94,23 +97,40 @@ type event struct {
 	kind    EventKind
 	token   int64 // 0: none
 	note    string
-	amount  amount
+	about   about
 	payload []byte
 	result  []byte
 	actor   string // "": this process
 }
 
+// aboutColumns are what changed reads.
+const aboutColumns = `COALESCE(action, ''), COALESCE(agent, ''), COALESCE(amount::text, ''), COALESCE(currency, '')`
+
+// changed runs one of the guardStatements that change one claim and return its
+// aboutColumns, and reports whether the claim was as the statement wants it.
+func (g *guardTx) changed(query string, args ...any) (bool, error) {
+	err := g.row(query, args...).Scan(&g.about.action, &g.about.agent, &g.about.amount, &g.about.currency)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 const insertEventSQL = `
-INSERT INTO {schema}.events (consumer, key, kind, token, actor, note, amount, currency, payload, result)
-VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8, $9, $10)
+INSERT INTO {schema}.events (consumer, key, kind, token, actor, note, action, agent, amount, currency, payload, result)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::numeric, $10, $11, $12)
 RETURNING 1`
 
 func (g *guardTx) event(e event) error {
 	if e.actor == "" {
 		e.actor = thisProcess()
 	}
+	if e.about == (about{}) {
+		e.about = g.about
+	}
 	_, err := g.happened(insertEventSQL, g.d.consumer, g.d.stored, string(e.kind), sql.NullInt64{Int64: e.token, Valid: e.token != 0},
-		storedText(e.actor), nullText(storedText(e.note)), nullText(e.amount.value), nullText(e.amount.currency), e.payload, e.result)
+		storedText(e.actor), nullText(storedText(e.note)),
+		nullText(e.about.action), nullText(e.about.agent), nullText(e.about.amount), nullText(e.about.currency), e.payload, e.result)
 	return err
 }
 
@@ -142,6 +162,9 @@ func (g *guardTx) refuse(op Op, token int64, e event) (because error, err error)
 		because = fmt.Errorf("%w: token %d, now %d", ErrFenced, token, held.Token)
 	}
 	e.kind, e.token = EventRefused, token
+	if held != nil {
+		e.about = held.about()
+	}
 	e.note = joinNotes(fmt.Sprintf("%s refused: %v", op, because), e.note)
 	return &heldError{because, held}, g.event(e)
 }

@@ -58,6 +58,13 @@ type Inbox struct {
 	// takes. 0 means 1 minute.
 	Lease time.Duration
 
+	// ClaimBatch is how many claims of effects outside of Postgres, and settlements that
+	// write nothing besides, may share a transaction when they come at the same time: one
+	// disk flush for all. It changes nothing else. Claims with a ClaimOptions.Origin, such
+	// as those of middleware.Guard, and with anything to be written when they are settled,
+	// have a transaction each. 0 or 1: each its own. 64 is a good number for a server.
+	ClaimBatch int
+
 	// EventRetention is how long Run keeps the events of guarded claims. 0 means 90
 	// days.
 	EventRetention time.Duration
@@ -77,6 +84,7 @@ type Inbox struct {
 	start     sync.Once
 	sql       statements
 	flights   flights
+	groups    groups
 	consumers sync.Map // name → *Consumer
 }
 
@@ -166,11 +174,16 @@ func (in *Inbox) setUp() {
 
 // mostSetting is what a setting of Postgres holds that is counted in
 // milliseconds.
+const mostClaimBatch = 1000
+
 const mostSetting = math.MaxInt32 * time.Millisecond
 
 func (in *Inbox) validate() error {
 	if in.DB == nil {
 		return fmt.Errorf("oncemill: Inbox.DB is nil: set it to the *sql.DB of your Postgres")
+	}
+	if in.ClaimBatch < 0 || in.ClaimBatch > mostClaimBatch {
+		return fmt.Errorf("oncemill: Inbox.ClaimBatch is %d: must be from 0 to %d", in.ClaimBatch, mostClaimBatch)
 	}
 	for _, field := range []struct {
 		name  string

@@ -27,7 +27,9 @@ type InDoubt struct {
 	AskAfter     time.Time `json:"ask_after,omitzero"` // when it asks again; zero: it has given up, or there was none yet
 	GivenUp      bool      `json:"given_up"`           // a Resolver's Deadline has passed: it is for a person to resolve
 
-	Amount   string `json:"amount"` // as given to Claim
+	Action   string `json:"action"` // as given to Claim, like what follows
+	Agent    string `json:"agent"`
+	Amount   string `json:"amount"`
 	Currency string `json:"currency"`
 	Payload  []byte `json:"payload"` // in base64 where it is JSON
 
@@ -55,14 +57,14 @@ func (d InDoubt) storedKey() string {
 // inDoubtColumns are what scanInDoubt reads, from claims as c.
 const inDoubtColumns = `c.consumer, c.key, c.token, c.attempts, c.claimed_at, c.effect_until, COALESCE(c.in_doubt_since, c.lease_until),
 	COALESCE(c.reason, 'its lease was over'), COALESCE(c.asked, 0), CASE WHEN c.ask_after < 'infinity' THEN c.ask_after END, COALESCE(c.ask_after = 'infinity', false),
-	COALESCE(e.amount::text, ''), COALESCE(e.currency, ''), e.payload,
+	COALESCE(c.action, ''), COALESCE(c.agent, ''), COALESCE(c.amount::text, ''), COALESCE(c.currency, ''), e.payload,
 	p.topic, p.uuid, p.metadata, p.ordering_key, p.payload`
 
 // inDoubtJoins are what belongs to a claim c in doubt.
 const inDoubtJoins = `
 LEFT JOIN {schema}.parked p ON p.consumer = c.consumer AND p.key = c.key
 LEFT JOIN LATERAL (
-	SELECT amount, currency, payload FROM {schema}.events e
+	SELECT payload FROM {schema}.events e
 	WHERE e.consumer = c.consumer AND e.key = c.key AND e.kind IN ('claimed', 'taken over')
 	ORDER BY e.id DESC LIMIT 1
 ) e ON true`
@@ -72,7 +74,7 @@ func scanInDoubt(rows *sql.Rows, more ...any) (d InDoubt, err error) {
 	var topic, uuid sql.NullString
 	var meta, orderingKey, payload []byte
 	err = rows.Scan(append([]any{&d.Consumer, &d.stored, &d.Token, &d.Attempts, &d.FirstClaimed, &d.EffectUntil, &d.Since,
-		&d.Reason, &d.Asked, &askAfter, &d.GivenUp, &d.Amount, &d.Currency, &d.Payload, &topic, &uuid, &meta, &orderingKey, &payload}, more...)...)
+		&d.Reason, &d.Asked, &askAfter, &d.GivenUp, &d.Action, &d.Agent, &d.Amount, &d.Currency, &d.Payload, &topic, &uuid, &meta, &orderingKey, &payload}, more...)...)
 	if err != nil {
 		return d, err
 	}
@@ -257,7 +259,7 @@ func (g *guardTx) resolve(r Resolution) (lent func(context.Context, Tx) error, b
 	e := event{token: token, note: joinNotes(resolvedAs(r.Verdict), r.Note), result: r.Result, actor: r.Actor}
 	if r.Verdict == NotHappened {
 		e.kind = EventReleased
-		_, err := g.release(e)
+		_, err := g.release(e, true)
 		return nil, nil, err
 	}
 	outcome := Settled
@@ -293,3 +295,47 @@ WHERE last.nth = 1 AND before.nth = 2 AND before.token = $3 AND last.token <> $3
 const fenceSQL = `
 UPDATE {schema}.claims SET token = nextval('{schema}.tokens') WHERE consumer = $1 AND key = $2
 RETURNING token`
+
+// noteDoubtsSQL notes up to $4 leases that are over, of those that have ended since $3.
+const noteDoubtsSQL = `
+WITH due AS MATERIALIZED (
+	SELECT consumer, key FROM {schema}.claims
+	WHERE consumer = $1 AND settled_at IS NULL AND in_doubt_since IS NULL AND lease_until < clock_timestamp() AND lease_until >= $3
+	ORDER BY lease_until
+	LIMIT $4
+	FOR UPDATE SKIP LOCKED
+), doubted AS (
+	UPDATE {schema}.claims AS c SET in_doubt_since = lease_until, reason = COALESCE(reason, $2)
+	FROM due WHERE c.consumer = due.consumer AND c.key = due.key
+	RETURNING c.*
+), noted AS (
+	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note, action, agent, amount, currency)
+	SELECT consumer, key, 'in doubt', token, $5, $2, action, agent, amount, currency FROM doubted
+)
+SELECT key FROM doubted`
+
+// NoteDoubts notes which claims of the consumer are in doubt because their lease is over,
+// so that events and Observer.InDoubt tell of them before somebody claims the key again.
+// It returns how many there were. since spares it those whose lease ended before: pass
+// what is somewhat earlier than the last call, or the zero Time for all. Claims that
+// were settled late meanwhile are not in doubt, and a late settlement is fine afterwards,
+// too.
+func (c *Consumer) NoteDoubts(ctx context.Context, since time.Time) (n int, err error) {
+	const most = 1000
+	for {
+		rows, err := c.in.DB.QueryContext(ctx, c.in.sql.in(noteDoubtsSQL), c.name, leaseWasOver, since, most, thisProcess())
+		keys, err := collect("note what is in doubt", rows, err, func(rows *sql.Rows) (key string, err error) {
+			err = rows.Scan(&key)
+			return key, err
+		})
+		n += len(keys)
+		for _, key := range keys {
+			if c.in.Observer.InDoubt != nil {
+				c.in.Observer.InDoubt(ctx, c.name, shownKey(key), leaseWasOver)
+			}
+		}
+		if err != nil || len(keys) < most {
+			return n, err
+		}
+	}
+}

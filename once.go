@@ -16,6 +16,7 @@ type delivered struct {
 	key      string // as the caller gave it
 	stored   string // as the table has it
 	opts     ClaimOptions
+	ownNonce bool // opts.Nonce is not the caller's
 }
 
 func (d *delivered) outcome() Outcome {

@@ -1,6 +1,7 @@
 package oncemill
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"regexp"
 	"time"
@@ -41,8 +42,13 @@ type ClaimOptions struct {
 	// outbox. Optional.
 	Park *ParkedMessage
 
-	// Amount is what the effect is about, as a decimal number such as "452.00", and
-	// Currency what it is counted in. Both are kept in the claim's events and
+	// Action says what kind of effect it is, such as "charge", Agent on whose behalf,
+	// and Scope what it is about. They are kept with the claim, for lists. At most
+	// MostName bytes of UTF-8 each. Optional.
+	Action, Agent, Scope string
+
+	// Amount is what the effect comes to, as a decimal number such as "452.00", and
+	// Currency what it is counted in. Both are kept with the claim and its events, and
 	// summed in reports. Optional.
 	Amount, Currency string
 
@@ -53,6 +59,16 @@ type ClaimOptions struct {
 	// process id.
 	Actor string
 
+	// Nonce is for a caller whose answer may get lost on its way, such as one that
+	// claims over a network: it identifies the call, so that the call can be repeated.
+	// Where the key is in flight, and was claimed with the same nonce and Fingerprint no
+	// longer than NonceLifetime ago, Claim returns that claim again. At least 16 random
+	// bytes that no other call has: all who have them make the effect. nil: never.
+	//
+	// Claim itself does not give back a claim with a nonce, whatever happens: a repeated
+	// call may have got it.
+	Nonce []byte
+
 	// Patient says that the caller comes again when the key is in flight, so that
 	// being refused for it is not an event.
 	Patient bool
@@ -61,10 +77,21 @@ type ClaimOptions struct {
 // MostResult is the largest result of a claim, and the largest payload, in bytes.
 const MostResult = 64 << 10
 
-const mostCurrency = 16
+// MostName is how long the action, the agent and the scope of a claim may be, in bytes.
+const MostName = 512
 
-// amount is what an effect is about, as the events have it.
-type amount struct{ value, currency string }
+// NonceLifetime is for how long a call can be repeated with its ClaimOptions.Nonce.
+const NonceLifetime = 30 * time.Second
+
+const (
+	mostCurrency = 16
+	leastNonce   = 16
+)
+
+// about is what an effect is about, as its claim and its events have it.
+type about struct{ action, agent, amount, currency string }
+
+func (o *ClaimOptions) about() about { return about{o.Action, o.Agent, o.Amount, o.Currency} }
 
 var decimal = regexp.MustCompile(`^-?[0-9]{1,30}(\.[0-9]{1,20})?$`)
 
@@ -72,16 +99,31 @@ func (o *ClaimOptions) checkOnce() error {
 	switch {
 	case o.Outcome != "" && o.Outcome != Settled && o.Outcome != Dead:
 		return fmt.Errorf("ClaimOptions.Outcome is %q: must be Settled or Dead", o.Outcome)
-	case o.Lease != 0 || o.KeyLifetime != 0 || o.Park != nil || o.Amount != "" || o.Currency != "" || o.Payload != nil || o.Actor != "" || o.Patient:
+	case o.Lease != 0 || o.KeyLifetime != 0 || o.Park != nil || o.Action != "" || o.Agent != "" || o.Scope != "" || o.Amount != "" || o.Currency != "" || o.Nonce != nil || o.Payload != nil || o.Actor != "" || o.Patient:
 		return fmt.Errorf("ClaimOptions.Lease and what follows it are for Claim: Once has no use for them")
 	}
 	return nil
+}
+
+// nonceDigest is what the table has of a nonce: whoever reads the table cannot repeat the
+// call.
+func (o *ClaimOptions) nonceDigest() []byte {
+	if o.Nonce == nil {
+		return nil
+	}
+	sum := sha256.Sum256(o.Nonce)
+	return sum[:16]
 }
 
 // Check reports what Consumer.Claim would refuse, by name.
 func (o ClaimOptions) Check() error { return o.checkClaim() }
 
 func (o *ClaimOptions) checkClaim() error {
+	for _, name := range []struct{ field, value string }{{"Action", o.Action}, {"Agent", o.Agent}, {"Scope", o.Scope}} {
+		if len(name.value) > MostName || !utf8.ValidString(name.value) || containsNUL(name.value) {
+			return fmt.Errorf("ClaimOptions.%s is %.40q: must be at most %d bytes of UTF-8 without NUL", name.field, name.value, MostName)
+		}
+	}
 	switch {
 	case o.Outcome != "":
 		return fmt.Errorf("ClaimOptions.Outcome is %q: must be empty for Claim, which learns it from Settle or Fail", o.Outcome)
@@ -93,6 +135,8 @@ func (o *ClaimOptions) checkClaim() error {
 		return fmt.Errorf("ClaimOptions.Amount is %.40q: must be a decimal number such as 452.00", o.Amount)
 	case len(o.Currency) > mostCurrency || !utf8.ValidString(o.Currency) || containsNUL(o.Currency):
 		return fmt.Errorf("ClaimOptions.Currency is %.40q: must be at most %d bytes of UTF-8", o.Currency, mostCurrency)
+	case o.Nonce != nil && len(o.Nonce) < leastNonce:
+		return fmt.Errorf("ClaimOptions.Nonce has %d bytes: must be at least %d random ones, or nil", len(o.Nonce), leastNonce)
 	case len(o.Payload) > MostResult:
 		return fmt.Errorf("ClaimOptions.Payload has %d bytes: at most %d are kept; give a reference to it", len(o.Payload), MostResult)
 	case o.Park != nil:

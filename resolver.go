@@ -137,8 +137,8 @@ WITH due AS MATERIALIZED (
 	FROM due WHERE t.consumer = due.consumer AND t.key = due.key
 	RETURNING t.*, due.attempt, due.noticed
 ), noted AS (
-	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note)
-	SELECT c.consumer, c.key, e.kind, CASE e.kind WHEN 'in doubt' THEN c.attempt ELSE c.token END, $6, c.reason
+	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note, action, agent, amount, currency)
+	SELECT c.consumer, c.key, e.kind, CASE e.kind WHEN 'in doubt' THEN c.attempt ELSE c.token END, $6, c.reason, c.action, c.agent, c.amount, c.currency
 	FROM c CROSS JOIN (VALUES (1, 'in doubt'), (2, 'asking')) AS e (nth, kind)
 	WHERE c.noticed OR e.kind <> 'in doubt'
 	ORDER BY c.consumer, c.key, e.nth
@@ -196,7 +196,6 @@ func (r *Resolver) take(ctx context.Context) (due []dueClaim, err error) {
 			one.claim = &Claim{
 				consumer: r.Consumer, token: one.Token, attempt: one.Attempts, first: one.FirstClaimed,
 				d:        &delivered{consumer: one.Consumer, key: one.Key, stored: one.stored, opts: ClaimOptions{Lease: r.lease()}},
-				amount:   amount{one.Amount, one.Currency},
 				deadline: start.Add(r.Timeout),
 			}
 			due = append(due, one)
@@ -275,7 +274,7 @@ const postponeSQL = `
 UPDATE {schema}.claims SET lease_until = LEAST(lease_until, clock_timestamp()),
 	ask_after = COALESCE(clock_timestamp() + $4 * interval '1 microsecond', 'infinity')
 WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
-RETURNING 1`
+RETURNING ` + aboutColumns
 
 // postpone leaves the claim in doubt until it is asked about again.
 func (r *Resolver) postpone(ctx context.Context, d dueClaim, note string) error {
@@ -292,8 +291,8 @@ func (r *Resolver) postpone(ctx context.Context, d dueClaim, note string) error 
 		again, note = nil, joinNotes("given up: a person has to resolve it", note)
 	}
 	err := d.claim.step(ctx, OpResolve, func(g *guardTx) (_ func(context.Context, Tx) error, because, err error) {
-		e := event{kind: EventAsked, token: d.Token, note: note, amount: d.claim.amount}
-		postponed, err := g.happened(postponeSQL, g.d.consumer, g.d.stored, d.Token, again)
+		e := event{kind: EventAsked, token: d.Token, note: note}
+		postponed, err := g.changed(postponeSQL, g.d.consumer, g.d.stored, d.Token, again)
 		if err == nil && postponed {
 			return nil, nil, g.event(e)
 		}

@@ -24,11 +24,11 @@ const Default = "oncemill"
 // Version is the schema version that this build needs. A build also runs on the
 // version of the release before it, so that binaries and schema can be upgraded
 // one after the other.
-const Version = 3
+const Version = 4
 
 // Oldest is the oldest schema version that this build runs on. No version was
 // released yet, so nothing needs to run on an older one.
-const Oldest = 3
+const Oldest = 4
 
 // FS holds the migration files, named NNNN_name.sql.
 //

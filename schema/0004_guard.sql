@@ -1,0 +1,95 @@
+-- +goose Up
+
+-- What a guarded claim is about, for those who look for it, and the nonce of the call
+-- that claimed it. scope is what an action is about.
+ALTER TABLE oncemill.claims
+	ADD COLUMN action   text COLLATE "C",
+	ADD COLUMN agent    text COLLATE "C",
+	ADD COLUMN scope    text COLLATE "C",
+	ADD COLUMN amount   numeric,
+	ADD COLUMN currency text,
+	ADD COLUMN nonce    bytea;
+
+-- Lists of guarded claims, newest first. The claims of Once have no claimed_at, and are
+-- in none of these.
+CREATE INDEX claims_by_time ON oncemill.claims (consumer, claimed_at, key) WHERE claimed_at IS NOT NULL;
+
+CREATE INDEX claims_by_action ON oncemill.claims (consumer, action, claimed_at, key) WHERE action IS NOT NULL;
+
+CREATE INDEX claims_by_agent ON oncemill.claims (consumer, agent, claimed_at, key) WHERE agent IS NOT NULL;
+
+CREATE INDEX claims_by_scope ON oncemill.claims (consumer, scope, claimed_at, key) WHERE scope IS NOT NULL;
+
+CREATE INDEX claims_failed ON oncemill.claims (consumer, claimed_at, key) WHERE outcome IN ('failed', 'dead') AND claimed_at IS NOT NULL;
+
+ALTER TABLE oncemill.events
+	ADD COLUMN action text COLLATE "C",
+	ADD COLUMN agent  text COLLATE "C",
+	DROP CONSTRAINT events_kind_check,
+	ADD CONSTRAINT events_kind_check CHECK (kind IN ('claimed', 'repeated', 'blocked', 'conflict', 'extended', 'settled', 'failed',
+		'dead', 'released', 'in doubt', 'taken over', 'asking', 'asked', 'refused'));
+
+-- Lists of events, in the order of time. Most events are of three kinds: a list of one of
+-- these is found by time, one of another kind by its own index.
+DROP INDEX oncemill.events_by_age;
+
+CREATE INDEX events_by_time ON oncemill.events (consumer, at, id);
+
+CREATE INDEX events_by_action ON oncemill.events (consumer, action, at, id) WHERE action IS NOT NULL;
+
+CREATE INDEX events_by_agent ON oncemill.events (consumer, agent, at, id) WHERE agent IS NOT NULL;
+
+CREATE INDEX events_rare ON oncemill.events (consumer, kind, at, id) WHERE kind NOT IN ('claimed', 'settled', 'extended');
+
+-- What all the guards of an installation know, and nobody else: made by the first of
+-- them.
+CREATE TABLE oncemill.secrets (
+	name       text PRIMARY KEY,
+	secret     bytea NOT NULL CHECK (length(secret) >= 32),
+	created_at timestamptz NOT NULL DEFAULT now()
+);
+
+INSERT INTO oncemill.schema_version (version) VALUES (4);
+
+-- +goose Down
+
+DROP TABLE oncemill.secrets;
+
+DELETE FROM oncemill.events WHERE kind = 'repeated';
+
+DROP INDEX oncemill.events_rare;
+
+DROP INDEX oncemill.events_by_agent;
+
+DROP INDEX oncemill.events_by_action;
+
+DROP INDEX oncemill.events_by_time;
+
+CREATE INDEX events_by_age ON oncemill.events (consumer, at);
+
+ALTER TABLE oncemill.events
+	DROP CONSTRAINT events_kind_check,
+	ADD CONSTRAINT events_kind_check CHECK (kind IN ('claimed', 'blocked', 'conflict', 'extended', 'settled', 'failed',
+		'dead', 'released', 'in doubt', 'taken over', 'asking', 'asked', 'refused')),
+	DROP COLUMN agent,
+	DROP COLUMN action;
+
+DROP INDEX oncemill.claims_failed;
+
+DROP INDEX oncemill.claims_by_scope;
+
+DROP INDEX oncemill.claims_by_agent;
+
+DROP INDEX oncemill.claims_by_action;
+
+DROP INDEX oncemill.claims_by_time;
+
+ALTER TABLE oncemill.claims
+	DROP COLUMN nonce,
+	DROP COLUMN currency,
+	DROP COLUMN amount,
+	DROP COLUMN scope,
+	DROP COLUMN agent,
+	DROP COLUMN action;
+
+DELETE FROM oncemill.schema_version WHERE version = 4;
