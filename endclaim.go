@@ -129,6 +129,7 @@ func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn fun
 		}
 		same, err := g.endedAs(c.token, outcome)
 		if same || err != nil {
+			c.endedBefore()
 			return nil, nil, err
 		}
 		because, err = g.refuse(op, c.token, e)
@@ -212,6 +213,7 @@ func (c *Claim) release(work context.Context, reason string) error {
 			return nil, nil, err
 		}
 		if released, err = g.happened(releasedSQL, g.d.consumer, g.d.stored, c.token); released || err != nil {
+			c.endedBefore()
 			return nil, nil, err
 		}
 		because, err = g.refuse(OpRelease, c.token, e)

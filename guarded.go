@@ -26,6 +26,7 @@ type Claim struct {
 	noticed  bool      // it was taken over when nobody knew yet that it was in doubt
 
 	mu       sync.Mutex
+	before   bool      // an earlier call had ended it
 	deadline time.Time // monotonic: when the effect has to be over
 	until    time.Time // when the lease is, by Postgres's clock
 	result   []byte
@@ -64,6 +65,24 @@ func (c *Claim) LeaseUntil() time.Time {
 	defer c.mu.Unlock()
 	return c.until
 }
+
+// EndedBefore reports whether the call that has ended the claim has found that an earlier
+// one had done so, whose answer may have been lost.
+func (c *Claim) EndedBefore() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.before
+}
+
+func (c *Claim) endedBefore() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.before = true
+}
+
+// SetActor sets who the events say has ended the claim. Without it, that is
+// ClaimOptions.Actor.
+func (c *Claim) SetActor(actor string) { c.d.opts.Actor = actor }
 
 // ProviderKey returns the key to give a provider as its idempotency key, or as the
 // caller's own id of the effect. It is the same for all attempts at the same key of

@@ -39,6 +39,9 @@ CREATE INDEX events_by_action ON oncemill.events (consumer, action, at, id) WHER
 
 CREATE INDEX events_by_agent ON oncemill.events (consumer, agent, at, id) WHERE agent IS NOT NULL;
 
+-- Few events have an amount.
+CREATE INDEX events_by_amount ON oncemill.events (consumer, amount) WHERE amount IS NOT NULL;
+
 CREATE INDEX events_rare ON oncemill.events (consumer, kind, at, id) WHERE kind NOT IN ('claimed', 'settled', 'extended');
 
 -- What all the guards of an installation know, and nobody else: made by the first of
@@ -58,6 +61,8 @@ DROP TABLE oncemill.secrets;
 DELETE FROM oncemill.events WHERE kind = 'repeated';
 
 DROP INDEX oncemill.events_rare;
+
+DROP INDEX oncemill.events_by_amount;
 
 DROP INDEX oncemill.events_by_agent;
 

@@ -21,7 +21,7 @@ type environment func(name string) (value string, ok bool)
 
 // A command is one of the program's subcommands.
 type command struct {
-	name    string // of one word, or of two
+	name    string // of one word, or of two or three
 	summary string
 	help    string   // what --help says before it lists the flags
 	args    []string // the names of the arguments that it takes besides flags
@@ -36,7 +36,11 @@ type command struct {
 type action func(ctx context.Context, stdout, stderr io.Writer) error
 
 func commands() []command {
-	return []command{migrateCommand, relayCommand, resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand, versionCommand}
+	return []command{
+		migrateCommand, relayCommand, resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand,
+		guardCommand, guardTenantsCommand, guardTenantsAddCommand, guardTenantsRotateCommand, guardTenantsRevokeCommand, guardTenantsListCommand,
+		versionCommand,
+	}
 }
 
 // A usageError is the user's mistake in calling the program.
@@ -93,23 +97,21 @@ func splitCommand(args []string) (name string, rest []string, err error) {
 	return name, rest, nil
 }
 
-// withSubcommand takes a command's name of one or two words from the arguments.
+// withSubcommand takes a command's name from the arguments, with as many words as it has.
 func withSubcommand(args []string) (name string, rest []string) {
-	if len(args) > 1 {
-		if two := args[0] + " " + args[1]; args[0] != "help" {
-			if _, ok := find(two); ok {
-				return two, args[2:]
-			}
+	for words := min(3, len(args)); words > 1 && args[0] != "help"; words-- {
+		name = strings.Join(args[:words], " ")
+		if _, ok := find(name); ok {
+			return name, args[words:]
 		}
 	}
 	return args[0], args[1:]
 }
 
-// subcommands returns the second words of the commands of two words that begin with
-// name.
+// subcommands returns the next words of the commands whose names begin with name.
 func subcommands(name string) (words []string) {
 	for _, cmd := range commands() {
-		if word, ok := strings.CutPrefix(cmd.name, name+" "); ok {
+		if word, ok := strings.CutPrefix(cmd.name, name+" "); ok && !strings.Contains(word, " ") {
 			words = append(words, word)
 		}
 	}
@@ -176,13 +178,15 @@ func programHelp() string {
 	b.WriteString(`Oncemill makes the effects of messages happen exactly once.
 
 This program sets up its tables in Postgres, relays the outbox to NATS JetStream
-or Apache Kafka, and resolves effects that are in doubt. Handlers use the Go
-packages.
+or Apache Kafka, resolves effects that are in doubt, and serves claims over HTTP
+to programs in any language. Handlers in Go use the packages.
 
 Commands:
 `)
 	for _, cmd := range commands() {
-		fmt.Fprintf(&b, "  %-15s %s\n", cmd.name, cmd.summary)
+		if strings.Count(cmd.name, " ") < 2 { // the help of those of two words has the others
+			fmt.Fprintf(&b, "  %-15s %s\n", cmd.name, cmd.summary)
+		}
 	}
 	b.WriteString(`  help            show this text, or that of a command: oncemill help relay
 

@@ -17,9 +17,13 @@ func checkAddress(addr string) error {
 	if addr == "" {
 		return nil
 	}
+	return checkAddressOf("--http", addr)
+}
+
+func checkAddressOf(flag, addr string) error {
 	_, port, err := net.SplitHostPort(addr)
 	if n, errPort := strconv.Atoi(port); err != nil || errPort != nil || n < 0 || n > 65535 {
-		return usagef("invalid value %q for flag --http: want host:port, such as 127.0.0.1:8080", addr)
+		return usagef("invalid value %q for flag %s: want host:port, such as 127.0.0.1:8080", addr, flag)
 	}
 	return nil
 }
