@@ -41,3 +41,14 @@ func ExampleTenants() {
 	// true
 	// false
 }
+
+// Clients of another system keep their API key: its entry goes into the tenants file.
+func ExampleImportAPIKey() {
+	entry, err := guard.ImportAPIKey("sk-6b7f0c1d2e3a4958b7c6d5e4f3021a9b")
+	fmt.Println(len(entry.ID), len(entry.SHA256), err)
+	_, err = guard.ImportAPIKey("secret")
+	fmt.Println(err)
+	// Output:
+	// 8 64 <nil>
+	// an API key to import has 32 to 512 letters, this has 6: give out a new one instead
+}
