@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// A Caller is a wire.
+type Caller struct{ w *wire }
+
+// Dial connects to a server.
+func Dial(ctx context.Context, addr string) (Caller, error) {
+	w, err := dialHTTP(ctx, addr)
+	return Caller{w}, err
+}
+
+// Claim claims an id.
+func (c Caller) Claim(id string) (token string, err error) { return c.w.claim("turn", id) }
+
+// Settle settles it.
+func (c Caller) Settle(id, token string) error { return c.w.settle(id, token) }
+
+// Close closes the connection.
+func (c Caller) Close() { c.w.close() }
+
+// CheckSafeAgent counts what the turn "turn" has left.
+func CheckSafeAgent(ctx context.Context, addr, audit string, pairs int) error {
+	return checkSafeAgent(ctx, addr, audit, "turn", pairs)
+}
+
+// Median is median.
+func Median(values []float64) float64 { return median(values) }
+
+// P99 is p99.
+func P99(times []time.Duration) time.Duration { return p99(times) }
