@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/hint"
 )
 
 // A Resolver asks what became of effects that are in doubt, and settles, releases or
@@ -138,7 +140,7 @@ WITH due AS MATERIALIZED (
 	RETURNING t.*, due.attempt, due.noticed
 ), noted AS (
 	INSERT INTO {schema}.events (consumer, key, kind, token, actor, note, action, agent, amount, currency)
-	SELECT c.consumer, c.key, e.kind, CASE e.kind WHEN 'in doubt' THEN c.attempt ELSE c.token END, $6, c.reason, c.action, c.agent, c.amount, c.currency
+	SELECT c.consumer, c.key, e.kind, CASE e.kind WHEN 'in doubt' THEN c.attempt ELSE c.token END, $6, CASE e.kind WHEN 'in doubt' THEN c.reason ELSE 'question ' || c.asked END, c.action, c.agent, c.amount, c.currency
 	FROM c CROSS JOIN (VALUES (1, 'in doubt'), (2, 'asking')) AS e (nth, kind)
 	WHERE c.noticed OR e.kind <> 'in doubt'
 	ORDER BY c.consumer, c.key, e.nth
@@ -303,8 +305,9 @@ func (r *Resolver) postpone(ctx context.Context, d dueClaim, note string) error 
 		return nil, because, err
 	})
 	if err == nil && d.last && ctx.Err() == nil {
-		r.Consumer.in.Logger.ErrorContext(ctx, "oncemill: an effect stays in doubt; find out what became of it, then run: oncemill claims resolve",
-			"consumer", d.Consumer, "key", d.Key, "token", d.Token, "since", d.Since, "note", note)
+		r.Consumer.in.Logger.ErrorContext(ctx, "oncemill: an effect stays in doubt; find out by the provider key what became of it, then run the command with --happened, --not-happened or --never and a --note",
+			"consumer", d.Consumer, "key", d.Key, "token", d.Token, "provider_key", d.ProviderKey(),
+			"command", hint.Resolve(r.Consumer.in.Schema, d.Consumer, d.Key, d.Token), "since", d.Since, "note", note)
 	}
 	return err
 }

@@ -2,8 +2,8 @@ package consumers
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +21,8 @@ import (
 // subscriber_poisoned).
 const (
 	DeadConsumer = "oncemill-dead-consumer" // in whose name the message was claimed
-	DeadKey      = "oncemill-dead-key"      // under which key; missing where it had none
+	DeadKey      = "oncemill-dead-key"      // under which key; missing where it had none of its own
+	DeadReused   = "oncemill-dead-reused"   // the key, where another message has it
 	DeadErrors   = "oncemill-dead-errors"   // the number of handler errors
 	DeadUUID     = "oncemill-dead-uuid"     // the message's UUID; the letter has its own
 	DeadPosition = "oncemill-dead-position" // its place in the broker, where known
@@ -38,6 +39,7 @@ const deadPlace = "oncemill-dead-"
 type grave struct {
 	consumer *oncemill.Consumer
 	key      string
+	reused   string // the message's own key, which another message has; "": none has
 	cause    error
 	errors   int
 	opts     oncemill.ClaimOptions
@@ -46,7 +48,7 @@ type grave struct {
 // bury writes a dead letter to the outbox and settles the message's claim as
 // dead, in one transaction. After that the message can be acknowledged. If its
 // key is claimed by now, another delivery has been handled or buried, and this
-// one is a duplicate.
+// one is a duplicate, which is logged: a person may have sent the message again.
 func (s Stack) bury(msg *message.Message, g grave) error {
 	if message.SubscribeTopicFromCtx(msg.Context()) == s.DeadLetterTopic {
 		return g.cause // its dead letter would come back here
@@ -63,9 +65,7 @@ func (s Stack) bury(msg *message.Message, g grave) error {
 	})
 	switch {
 	case errors.Is(err, oncemill.ErrKeyReused) && g.opts.Fingerprint != nil:
-		// Its key is another message's.
-		g.key, g.opts.Fingerprint = keyOfReuse(g.key, g.opts.Fingerprint), nil
-		return s.bury(msg, g)
+		return s.bury(msg, g.underReusedKey(msg))
 	case err != nil:
 		if isOutage(err) {
 			info, _ := delivery.From(msg.Context())
@@ -73,12 +73,45 @@ func (s Stack) bury(msg *message.Message, g grave) error {
 		}
 		return errors.Join(g.cause, err)
 	case buried:
-		info, _ := delivery.From(msg.Context())
 		s.logger().Error("oncemill: gave up a message, its dead letter is in the outbox",
-			"consumer", g.consumer.Name(), "key", g.key, "uuid", msg.UUID, "from", message.SubscribeTopicFromCtx(msg.Context()),
-			"position", info.Position, "handler_errors", g.errors, "topic", s.DeadLetterTopic, "error", g.cause)
+			append(g.attributes(msg), "handler_errors", g.errors, "topic", s.DeadLetterTopic, "error", g.cause)...)
+	default:
+		s.logger().Warn("oncemill: a message that cannot be handled comes again after it was handled or given up; it is acknowledged, and there is no other dead letter of it",
+			append(g.attributes(msg), "error", g.cause)...)
 	}
 	return nil
+}
+
+// attributes are what the log says of the message.
+func (g grave) attributes(msg *message.Message) []any {
+	key := g.key
+	if g.reused != "" {
+		key = g.reused
+	}
+	info, _ := delivery.From(msg.Context())
+	return []any{
+		"consumer", g.consumer.Name(), "key", key, "uuid", msg.UUID,
+		"from", message.SubscribeTopicFromCtx(msg.Context()), "position", info.Position,
+	}
+}
+
+// underReusedKey is for a message whose own key belongs to another one. It is filed by
+// what tells it from others: its redelivery finds this claim, and whatever else comes
+// with that key and payload has a dead letter of its own.
+func (g grave) underReusedKey(msg *message.Message) grave {
+	info, _ := delivery.From(msg.Context())
+	id := "uuid:" + msg.UUID
+	switch {
+	case msg.UUID == "" && info.Position != "":
+		id = "position:" + info.Position
+	case msg.UUID == "": // as in keyWithoutKey
+		id = "unknown:" + watermill.NewUUID()
+	}
+	g.reused = g.key
+	g.key = fmt.Sprintf("%sreused:%x:%q:%s", reservedKey, g.opts.Fingerprint, id, g.key)
+	g.opts.Fingerprint = nil
+	g.cause = fmt.Errorf("%w (another message has its key, and keeps it: if this one is to be handled too, publish it with a key of its own)", g.cause)
+	return g
 }
 
 // deadLetterOf copies the message and notes why it was given up.
@@ -92,7 +125,10 @@ func deadLetterOf(msg *message.Message, g grave) *message.Message {
 	letter.Metadata.Set(DeadConsumer, g.consumer.Name())
 	letter.Metadata.Set(DeadErrors, strconv.Itoa(g.errors))
 	letter.Metadata.Set(DeadAt, time.Now().UTC().Format(time.RFC3339Nano))
-	if !strings.HasPrefix(g.key, reservedKey) {
+	switch {
+	case g.reused != "":
+		letter.Metadata.Set(DeadReused, headerSafe(g.reused))
+	case !strings.HasPrefix(g.key, reservedKey):
 		letter.Metadata.Set(DeadKey, headerSafe(g.key))
 	}
 	info, _ := delivery.From(ctx)
@@ -135,12 +171,6 @@ func headerSafe(s string) string {
 
 // reservedKey is in front of the keys that are made up here.
 const reservedKey = "oncemill:dead:"
-
-// keyOfReuse is under which a message is buried whose own key belongs to another
-// one. Its redelivery finds this claim.
-func keyOfReuse(key string, fingerprint []byte) string {
-	return reservedKey + "reused:" + hex.EncodeToString(fingerprint) + ":" + key
-}
 
 // keyWithoutKey is under which a message without a key is buried: its place in
 // the broker. Where that is not known, a dead letter may come twice, which is

@@ -192,8 +192,7 @@ func (s Stack) failed(msg *message.Message, cause error) error {
 		}
 		return s.bury(msg, g)
 	case errors.Is(cause, oncemill.ErrKeyReused):
-		g.key = keyOfReuse(key, opts.Fingerprint)
-		return s.bury(msg, g)
+		return s.bury(msg, g.underReusedKey(msg))
 	case errors.Is(cause, oncemill.ErrTooOld), errors.Is(cause, errTooOften):
 		return s.bury(msg, g)
 	case !isHandlerError(cause):

@@ -1,8 +1,10 @@
 package consumers_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
+	wm "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/consumers"
@@ -169,5 +172,51 @@ func TestALeaseThatIsOverIsNoOutage(t *testing.T) {
 	got := w.deliver(message.NewMessage("u", nil), delivery.Info{Hold: func(func(context.Context) error) { holds++ }})
 	if holds != 0 {
 		t.Errorf("acked %v; held %d times as if the database were away", got, holds)
+	}
+}
+
+// A key that is used for two payments: the second is not made, and that never goes
+// unnoticed, whoever sends it again and however often.
+func TestAMessageUnderAReusedKeyIsNeverDroppedSilently(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	var log bytes.Buffer // read when nothing writes
+	var runs atomic.Int32
+	stack := consumers.Stack{Guard: &middleware.Guard{
+		Inbox: &oncemill.Inbox{DB: db, Logger: slog.New(slog.NewTextHandler(&log, nil))},
+		Key:   middleware.ByMetadata("order-id"), Fingerprint: middleware.PayloadFingerprint,
+	}}
+	w := newWorker(t, stack, func(*message.Message) error {
+		runs.Add(1)
+		return nil
+	})
+	send := func(uuid, amount, position string, wantLetters int, logged string) {
+		t.Helper()
+		log.Reset()
+		msg := message.NewMessage(uuid, []byte(amount))
+		msg.Metadata.Set("order-id", "fp-1")
+		if !w.deliver(msg, delivery.Info{Position: position}) {
+			t.Errorf("%s: not acked", uuid)
+		}
+		if n := len(letters(t, db)); n != wantLetters || !strings.Contains(log.String(), logged) {
+			t.Errorf("%s: %d dead letters, want %d; logged %q, want %q", uuid, n, wantLetters, log.String(), logged)
+		}
+	}
+	const gaveUp, again = "gave up a message", "no other dead letter"
+	send("a", "100", "1", 0, "")
+	send("b", "200", "2", 1, gaveUp)
+	send("b", "200", "2", 1, again)  // its ack was lost
+	send("b", "200", "3", 1, again)  // sent again as it was
+	send("c", "200", "4", 2, gaveUp) // sent again under another UUID, or another message
+	send("", "200", "5", 3, gaveUp)
+	send("", "200", "5", 3, again)
+	send("", "200", "6", 4, gaveUp)
+	for _, l := range letters(t, db) {
+		if _, has := l[consumers.DeadKey]; has || l[consumers.DeadReused] != "fp-1" || !strings.Contains(l[wm.ReasonForPoisonedKey], "publish it with a key of its own") {
+			t.Errorf("a dead letter says %v", l)
+		}
+	}
+	if runs.Load() != 1 {
+		t.Errorf("%d effects, want 1", runs.Load())
 	}
 }

@@ -108,7 +108,8 @@ func ExampleGuard() {
 	guard := middleware.Guard{
 		Inbox:       &oncemill.Inbox{DB: exampleDB},
 		Consumer:    "payments",
-		Key:         middleware.ByJSON("order_id"),
+		Key:         middleware.ByJSON("payment_id"),
+		Fingerprint: middleware.PayloadFingerprint,
 		Lease:       time.Minute,
 		Timeout:     30 * time.Second, // the provider's
 		KeyLifetime: 23 * time.Hour,

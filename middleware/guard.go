@@ -52,8 +52,8 @@ var ErrNoParking = errors.New("message has no topic to which it could go back if
 // asks meanwhile and after that.
 //
 // To park a message is to store it beside its claim and to acknowledge it. A message
-// whose key is settled is acknowledged without being run, and one whose key is claimed
-// by another attempt is nacked until that is over.
+// whose key is settled is acknowledged without being run, which is logged at Info, and
+// one whose key is claimed by another attempt is nacked until that is over.
 //
 // The handler finds the claim with oncemill.ClaimFromContext in the message's context,
 // and has to stop when that ends, which is before the lease does. There is no
@@ -71,7 +71,10 @@ type Guard struct {
 	// effect, such as an order's number: ByJSON, ByMetadata.
 	Key KeyFunc
 
-	// Fingerprint tells what identifies the message's content: see Once.Fingerprint.
+	// Fingerprint tells what identifies the message's content, such as
+	// PayloadFingerprint: see Once.Fingerprint. Set it where a producer could use one key
+	// for two effects, such as a charge and its refund: without it the second one is a
+	// duplicate, and never made. nil: not compared.
 	Fingerprint func(msg *message.Message) ([]byte, error)
 
 	// Outbox writes the messages that the handler returns: see Once.Outbox.
@@ -182,7 +185,7 @@ func (g Guard) Resolver() *oncemill.Resolver {
 
 // Claim returns what Guard claims for msg, as Once.Claim does.
 func (g Guard) Claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
-	c, key, opts, err = identity{g.Inbox, g.Consumer, g.Key, g.Fingerprint}.claim(msg)
+	c, key, opts, err = identity{"Guard", g.Inbox, g.Consumer, g.Key, g.Fingerprint}.claim(msg)
 	if err == nil {
 		err = g.describe(msg, c, &opts)
 	}
@@ -226,49 +229,6 @@ func (g Guard) describe(msg *message.Message, c *oncemill.Consumer, opts *oncemi
 		err = opts.Check()
 	}
 	return err
-}
-
-// refused decides what becomes of a message whose key is taken.
-func (g Guard) refused(msg *message.Message, c *oncemill.Consumer, key string, err error) error {
-	var e *oncemill.Error
-	switch {
-	case errors.Is(err, oncemill.ErrSettled):
-		return nil
-	case errors.Is(err, oncemill.ErrInFlight) && errors.As(err, &e) && e.Held != nil && !e.Held.InDoubt:
-		g.delay(msg, e.Held.Remaining)
-	case errors.Is(err, oncemill.ErrInFlight), errors.Is(err, oncemill.ErrLeaseOver):
-		g.delay(msg, time.Second)
-	case errors.Is(err, oncemill.ErrInDoubt) && errors.As(err, &e) && e.Op == oncemill.OpClaim:
-		if e.Held.Parked {
-			g.tell(msg.Context(), c.Name(), key, e.Held.Token, e.Held.Reason)
-		}
-		return nil
-	}
-	return err
-}
-
-// delay has a message that is about to be nacked come again when the other attempt is
-// over at the latest.
-func (g Guard) delay(msg *message.Message, remaining time.Duration) {
-	const least, most, held = 50 * time.Millisecond, 30 * time.Second, time.Second
-	pause := min(max(remaining, least), most)
-	info, _ := delivery.From(msg.Context())
-	if info.Delay != nil {
-		info.Delay.Wish(pause)
-		return
-	}
-	// Other subscribers may deliver at once what is nacked.
-	delivery.Sleep(msg.Context(), min(pause, held))
-}
-
-func (g Guard) tell(ctx context.Context, consumer, key string, token int64, reason string) {
-	if g.Ask != nil {
-		g.Inbox.Logger.InfoContext(ctx, "oncemill: an effect is in doubt; its message is parked until the resolver knows",
-			"consumer", consumer, "key", key, "token", token, "reason", reason)
-		return
-	}
-	g.Inbox.Logger.WarnContext(ctx, "oncemill: an effect is in doubt; its message is parked. Find out what became of it, then run: oncemill claims resolve",
-		"consumer", consumer, "key", key, "token", token, "reason", reason)
 }
 
 // attempt runs the handler under a claim, and ends the claim.

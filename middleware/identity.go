@@ -17,6 +17,7 @@ import (
 // identity tells in whose name and under which key a message is claimed, for Once and
 // Guard alike. Its fields are theirs.
 type identity struct {
+	of          string // Once or Guard
 	inbox       *oncemill.Inbox
 	consumer    string
 	key         KeyFunc
@@ -25,7 +26,7 @@ type identity struct {
 
 func (i identity) claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
 	if c, err = i.consumerOf(msg); err != nil {
-		return nil, "", opts, fmt.Errorf("oncemill: message %q: %w", msg.UUID, err)
+		return nil, "", opts, fmt.Errorf("oncemill: %s: message %q: %w", i.of, msg.UUID, err)
 	}
 	key, opts, err = i.identify(msg)
 	if err != nil {
@@ -61,7 +62,7 @@ func (i identity) identify(msg *message.Message) (key string, opts oncemill.Clai
 	}()
 	keyOf := i.key
 	if keyOf == nil {
-		keyOf = ByUUID
+		keyOf = func(msg *message.Message) (string, error) { return uuidOf(msg, i.of+".Key") }
 	}
 	if key, err = keyOf(msg); err != nil {
 		return "", opts, noKey(err)

@@ -23,9 +23,12 @@ type KeyFunc func(msg *message.Message) (string, error)
 
 // ByUUID is the message's UUID. It fits messages whose producer sets it, as
 // Watermill's publishers do.
-func ByUUID(msg *message.Message) (string, error) {
+func ByUUID(msg *message.Message) (string, error) { return uuidOf(msg, "Key") }
+
+// uuidOf names the field that decides about keys, should there be no UUID.
+func uuidOf(msg *message.Message, field string) (string, error) {
 	if msg.UUID == "" {
-		return "", fmt.Errorf("%w: the message has no UUID: have the producer set it, in NATS and Kafka as the header _watermill_message_uuid, or set Once.Key to ByPosition, ByMetadata, ByJSON or kafka.ByRecordKey", oncemill.ErrNoKey)
+		return "", fmt.Errorf("%w: the message has no UUID: have the producer set it, in NATS and Kafka as the header _watermill_message_uuid, or set %s to ByPosition, ByMetadata, ByJSON or kafka.ByRecordKey", oncemill.ErrNoKey, field)
 	}
 	return msg.UUID, nil
 }
@@ -107,7 +110,8 @@ func ByPosition(msg *message.Message) (string, error) {
 	return info.Position, nil
 }
 
-// PayloadFingerprint is the SHA-256 of the payload, for Once.Fingerprint.
+// PayloadFingerprint is the SHA-256 of the payload, for Once.Fingerprint and
+// Guard.Fingerprint.
 func PayloadFingerprint(msg *message.Message) ([]byte, error) {
 	sum := sha256.Sum256(msg.Payload)
 	return sum[:], nil

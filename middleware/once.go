@@ -25,8 +25,8 @@ var (
 	// the handler's error, so that half of its writes would have been committed.
 	ErrPoisoned = errors.New("a PoisonQueue inside of Once swallowed the handler's error: add it before Once, or use consumers.Stack")
 
-	// ErrNoConsumer means that Once does not know in whose name to claim.
-	ErrNoConsumer = errors.New("no consumer to claim for: set Once.Consumer, since the message did not come through a router's handler")
+	// ErrNoConsumer means that Once or Guard does not know in whose name to claim.
+	ErrNoConsumer = errors.New("no consumer to claim for: set the field Consumer, since the message did not come through a router's handler")
 
 	// ErrNoTopic means that the handler returned messages but has no topic to
 	// publish to.
@@ -113,7 +113,7 @@ func (o Once) handle(msg *message.Message, h message.HandlerFunc) error {
 // the message has no key, or an ErrNoConsumer; in the first case the consumer is
 // returned nevertheless.
 func (o Once) Claim(msg *message.Message) (c *oncemill.Consumer, key string, opts oncemill.ClaimOptions, err error) {
-	return identity{o.Inbox, o.Consumer, o.Key, o.Fingerprint}.claim(msg)
+	return identity{"Once", o.Inbox, o.Consumer, o.Key, o.Fingerprint}.claim(msg)
 }
 
 // run runs the handler on a copy of the message, and writes what it returns to

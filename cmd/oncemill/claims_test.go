@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/oncemill/oncemill"
 	main "github.com/oncemill/oncemill/cmd/oncemill"
@@ -61,7 +63,7 @@ func TestClaimsListsWhatIsInDoubt(t *testing.T) {
 	d.wantIn(d.run("claims", "--in-doubt"), "nothing is in doubt")
 	claim := d.doubt("order 7")
 	d.wantIn(d.run("claims", "--in-doubt"), "payments", `"order 7"`, "12.50 EUR", "parked", claim.ProviderKey(), "reply lost after all")
-	d.wantIn(d.run("claims", "--in-doubt", "--consumer", "others"), "nothing is in doubt")
+	d.wantIn(d.run("claims", "--in-doubt", "--consumer", "others"), "nothing of consumer others is in doubt: it has no claims and no events at all")
 	var one struct {
 		Key         string
 		ProviderKey string `json:"provider_key"`
@@ -80,15 +82,25 @@ func TestClaimsResolveSaysWhatBecameOfIt(t *testing.T) {
 		d.doubt(key)
 	}
 	d.wantIn(d.run("claims", "resolve", "payments", "a", "--happened", "--note", "saw it", "--result", "pi_1", "--by", "ann"), "payments a: settled")
-	d.wantIn(d.run("claims", "resolve", "--not-happened", "--note", "asked", "--", "payments", "--b"), "released")
+	d.wantIn(d.run("claims", "resolve", "--not-happened", "--note", "asked", "--", "payments", "--b"), "released; its message was parked, and is in the outbox now")
 	d.wantIn(d.run("claims", "resolve", "payments", "--never", "--note", "withdrawn", "c"), "settled as failed")
 	d.wantIn(d.run("claims", "--in-doubt"), "nothing is in doubt")
-	d.wantIn(d.run("claims", "events", "payments", "a"), "claimed", "in doubt", "settled", "ann", "resolved: happened; saw it")
+	d.wantIn(d.run("claims", "--in-doubt", "--consumer", "payments"), "nothing of consumer payments is in doubt\n")
+	d.wantIn(d.run("claims", "events", "payments", "a"), "EVENT", "claimed", "in doubt", "settled", "ann", "resolved: happened; saw it")
 	for key, outcome := range map[string]oncemill.Outcome{"a": oncemill.Settled, "c": oncemill.Failed} {
 		held, err := d.consumer.Held(context.Background(), key)
 		must(t, err)
 		if held == nil || held.Outcome != outcome {
 			t.Errorf("%s: got %+v, want %s", key, held, outcome)
+		}
+	}
+	for _, key := range []string{"a", "--b", "c"} {
+		events, err := d.consumer.Events(context.Background(), key, 0, 100)
+		must(t, err)
+		for _, e := range events {
+			if e.Amount != "12.50" || e.Currency != "EUR" {
+				t.Errorf("%s: the event %q has the amount %q", key, e.Kind, e.Amount)
+			}
 		}
 	}
 }
@@ -113,7 +125,9 @@ func TestClaimsResolveNamesWhatIsWrong(t *testing.T) {
 		"its attempt is still under way":  {"payments", "in flight", "--never", "--note", "n"},
 		"claim was taken over: token 999": {"payments", "newer", "--never", "--note", "n", "--token", "999"},
 		"want a token":                    {"payments", "newer", "--never", "--note", "n", "--token", "x"},
-		"needs one of --happened, --not-": {"payments", "newer", "--never", "--happened", "--note", "n"},
+		"takes only one of --happened":    {"payments", "newer", "--never", "--happened", "--note", "n"},
+		"KEY is empty":                    {"payments", "", "--never", "--note", "n"},
+		"flag --token":                    {"payments", "newer", "--token", "x"},
 	} {
 		code, stdout, stderr := call(t, d.env, append(resolve, args...)...)
 		if code == 0 || stdout != "" || !strings.Contains(stderr, says) {
@@ -121,12 +135,18 @@ func TestClaimsResolveNamesWhatIsWrong(t *testing.T) {
 		}
 	}
 	for says, args := range map[string][]string{
-		"needs one of --in-doubt and --blocked": {"claims"},
-		"there are no events":                   {"claims", "events", "payments", "nothing"},
-		"needs --consumer":                      {"resolve"},
-		"needs --ask-url":                       {"resolve", "--consumer", "c"},
-		"must be http://":                       {"resolve", "--consumer", "c", "--ask-url", "127.0.0.1:80"},
-		"takes flags only":                      {"resolve", "--consumer", "c", "x"},
+		"needs one of --in-doubt and --blocked":      {"claims"},
+		"takes only one of --in-doubt and --blocked": {"claims", "--in-doubt", "--blocked"},
+		"KEY is empty": {"claims", "events", "payments", ""},
+		"there is no flag --in-dout (is it --in-doubt?)":                            {"claims", "--in-dout"},
+		"there is no flag --whatever\n":                                             {"claims", "--whatever"},
+		"there is no flag --ask-token: it is only read from the environment, as ON": {"resolve", "--ask-token", "x"},
+		"flag needs an argument: --since":                                           {"claims", "--since"},
+		"there are no events":                                                       {"claims", "events", "payments", "nothing"},
+		"needs --consumer":                                                          {"resolve"},
+		"needs --ask-url":                                                           {"resolve", "--consumer", "c"},
+		"must be http://":                                                           {"resolve", "--consumer", "c", "--ask-url", "127.0.0.1:80"},
+		"takes flags only":                                                          {"resolve", "--consumer", "c", "x"},
 	} {
 		code, _, stderr := call(t, d.env, args...)
 		if code == 0 || !strings.Contains(stderr, says) {
@@ -148,6 +168,124 @@ func TestClaimsSumsUpWhatWasBlocked(t *testing.T) {
 	}
 	d.wantIn(d.run("claims", "--blocked"), "payments", "2", "25.00", "EUR")
 	d.wantIn(d.run("claims", "--blocked", "--json"), `"claims":2,"amount":"25.00"`)
+	d.wantIn(d.run("claims", "--blocked", "--consumer", "others"), "nothing of consumer others was blocked", "no claims and no events at all")
+}
+
+// Mails have no amounts.
+func TestClaimsSumsUpWhatHasNoAmount(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	for range 2 {
+		_, _ = d.consumer.Claim(context.Background(), "k", oncemill.ClaimOptions{})
+	}
+	if lines := strings.Split(d.run("claims", "--blocked"), "\n"); strings.Join(strings.Fields(lines[1]), " ") != "payments 1 - -" {
+		t.Errorf("got %q", lines)
+	}
+}
+
+// What a person says of an effect is said on the command line and nowhere else: a variable
+// that was set for another claim must not speak for this one.
+func TestAVerdictIsNotTakenFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	d.doubt("k")
+	for _, name := range []string{"HAPPENED", "NOT_HAPPENED", "NEVER", "IN_DOUBT", "BLOCKED"} {
+		env := map[string]string{"ONCEMILL_DATABASE_URL": d.env["ONCEMILL_DATABASE_URL"], "ONCEMILL_" + name: "true", "ONCEMILL_NOTE": "n"}
+		for _, args := range [][]string{{"claims", "resolve", "payments", "k"}, {"claims"}} {
+			if code, _, stderr := call(t, env, args...); code != 2 || !strings.Contains(stderr, "needs one of") {
+				t.Errorf("%s: %v: exit code %d, %s", name, args, code, stderr)
+			}
+		}
+	}
+	for variable, says := range map[string]string{"ONCEMILL_NOTE": "needs --note", "ONCEMILL_TOKEN": "settled", "ONCEMILL_RESULT": "settled", "ONCEMILL_BY": "settled"} {
+		key := variable
+		claim := d.doubt(key)
+		args := []string{"claims", "resolve", "payments", key, "--happened"}
+		if says == "settled" {
+			args = append(args, "--note", "n")
+		}
+		env := map[string]string{"ONCEMILL_DATABASE_URL": d.env["ONCEMILL_DATABASE_URL"], variable: "999"}
+		if _, stdout, stderr := call(t, env, args...); !strings.Contains(stdout+stderr, says) {
+			t.Errorf("%s: %s%s, want %s", variable, stdout, stderr, says)
+		}
+		if held, err := d.consumer.Held(context.Background(), key); err != nil || len(held.Result) > 0 {
+			t.Errorf("%s: settled with the result %q (%v), claim %d", variable, held.Result, err, claim.Token())
+		}
+	}
+	for command, flags := range map[string]int{"claims": 2, "claims resolve": 7} {
+		_, help, _ := call(t, nil, append([]string{"help"}, strings.Fields(command)...)...)
+		if n := strings.Count(help, "(only on the command line)"); n != flags {
+			t.Errorf("the help of %s says of %d flags that they are not read from the environment, want %d", command, n, flags)
+		}
+	}
+}
+
+// A message that is nowhere any more has to be published again, and somebody has to know.
+func TestClaimsResolveSaysThatNoMessageWasParked(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	claim, err := d.consumer.Claim(context.Background(), "k", oncemill.ClaimOptions{})
+	must(t, err)
+	must(t, claim.Doubt(context.Background(), "reply lost", nil))
+	d.wantIn(d.run("claims", "resolve", "payments", "k", "--not-happened", "--note", "n"), "released; no message was parked beside it: publish it again")
+}
+
+func TestResolveWarnsOfAConsumerThatItDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	d.doubt("k")
+	for consumer, warns := range map[string]bool{"nosuch": true, "payments": false} {
+		warned := make(chan string, 1)
+		ctx, stop := context.WithCancel(t.Context())
+		lines, stderr := io.Pipe()
+		done := make(chan int, 1)
+		go func() {
+			done <- main.Run(ctx, []string{"resolve", "--consumer", consumer, "--ask-url", "http://127.0.0.1:1"}, d.env, io.Discard, stderr)
+			stderr.Close()
+		}()
+		go func() {
+			first, _ := bufio.NewReader(lines).ReadString('\n')
+			warned <- first
+			_, _ = io.Copy(io.Discard, lines)
+		}()
+		if first := <-warned; strings.Contains(first, "no claims and no events") != warns {
+			t.Errorf("%s: the log begins with %q", consumer, first)
+		}
+		stop()
+		if code := <-done; code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+}
+
+// The reason of a doubt is told once, not again by each question about it.
+func TestClaimsEventsTellAReasonOnce(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	d.doubt("k")
+	ctx, stop := context.WithCancel(t.Context())
+	asked := 0
+	r := &oncemill.Resolver{
+		Consumer: d.consumer, LandingBound: 1, Backoff: 1, Poll: time.Millisecond,
+		Ask: func(context.Context, oncemill.InDoubt) (oncemill.Resolution, error) {
+			if asked++; asked == 3 {
+				return oncemill.Resolution{Verdict: oncemill.Happened}, nil
+			}
+			return oncemill.Resolution{}, nil
+		},
+	}
+	d.consumer.Inbox().Observer.Resolved = func(context.Context, string, string, oncemill.Verdict) { stop() }
+	must(t, r.Run(ctx))
+	events := d.run("claims", "events", "payments", "k")
+	d.wantIn(events, "question 1", "question 3", "12.50 EUR")
+	if n := strings.Count(events, "reply lost"); n != 1 {
+		t.Errorf("the reason is told %d times:\n%s", n, events)
+	}
+	for line := range strings.Lines(events) {
+		if !strings.Contains(line, "12.50 EUR") && !strings.HasPrefix(line, "TIME") {
+			t.Errorf("an event has no amount: %s", line)
+		}
+	}
 }
 
 func TestResolveAsksAnAddress(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +18,8 @@ import (
 	"github.com/oncemill/oncemill/schema"
 )
 
-// flags are a command's flags. Each can be set in the environment as well.
+// flags are a command's flags. Each can be set in the environment as well, but for those
+// of onlyHere.
 type flags struct {
 	cmd    command
 	args   []string // what the command was given besides flags
@@ -30,6 +32,7 @@ type listedFlag struct {
 	name, placeholder, usage string
 	parse                    func(value string) error
 	secret                   bool   // only a variable: all users of a machine see arguments
+	here                     bool   // no variable
 	as                       string // how it was given: the flag's or the variable's name
 }
 
@@ -62,7 +65,7 @@ func (f *flags) read(args []string, env environment) error {
 			continue
 		}
 		value, ok := env(variable(one.name))
-		if !ok || value == "" {
+		if !ok || value == "" || one.here {
 			continue
 		}
 		if err := one.parse(value); err != nil {
@@ -80,7 +83,7 @@ func (f *flags) parse(args []string) error {
 			if errors.Is(err, flag.ErrHelp) {
 				return err
 			}
-			return usagef("%s", strings.Replace(err.Error(), " flag -", " flag --", 1)) // as the help writes it
+			return usagef("%s", f.readable(err.Error()))
 		}
 		rest := f.set.Args()
 		if len(rest) == 0 {
@@ -92,6 +95,55 @@ func (f *flags) parse(args []string) error {
 		}
 		f.args, args = append(f.args, rest[0]), rest[1:]
 	}
+}
+
+// oneDash is what package flag says of a flag, up to its name.
+var oneDash = regexp.MustCompile(`^(flag needs an argument: |invalid (?:boolean )?value "(?:[^"\\]|\\.)*" for (?:flag )?)-`)
+
+// readable is an error of package flag, with the flag as the help writes it.
+func (f *flags) readable(text string) string {
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		return "there is no flag --" + name + f.instead(name)
+	}
+	return oneDash.ReplaceAllString(text, "$1--")
+}
+
+// instead says what was probably meant by a flag that there is not.
+func (f *flags) instead(name string) string {
+	nearest, least := "", len(name)/3+1
+	for _, one := range f.listed {
+		switch d := distance(one.name, name); {
+		case d == 0: // only secrets are listed and no flags
+			return fmt.Sprintf(": it is only read from the environment, as %s", variable(name))
+		case d <= least && !one.secret:
+			nearest, least = one.name, d-1
+		}
+	}
+	if nearest == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (is it --%s?)", nearest)
+}
+
+// distance is how many letters make the one of the other: inserted, left out or changed.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			changed := diagonal
+			if a[i] != b[j] {
+				changed++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(changed, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // given returns how the first flag was given whose name has a prefix: its name,
@@ -117,10 +169,14 @@ func (f *flags) printHelp(w io.Writer) {
 	}
 	fmt.Fprint(w, "\nFlags (or in the environment):\n")
 	for _, one := range f.listed {
-		if one.secret {
+		flag := strings.TrimSpace("--" + one.name + " " + one.placeholder)
+		switch {
+		case one.secret:
 			fmt.Fprintf(w, "  %s\n", variable(one.name))
-		} else {
-			fmt.Fprintf(w, "  %s  (%s)\n", strings.TrimSpace("--"+one.name+" "+one.placeholder), variable(one.name))
+		case one.here:
+			fmt.Fprintf(w, "  %s  (only on the command line)\n", flag)
+		default:
+			fmt.Fprintf(w, "  %s  (%s)\n", flag, variable(one.name))
 		}
 		for line := range strings.SplitSeq(one.usage, "\n") {
 			fmt.Fprintf(w, "        %s\n", line)
@@ -133,6 +189,14 @@ func (f *flags) printHelp(w io.Writer) {
 func (f *flags) add(name, placeholder, usage string, parse func(string) error) {
 	f.listed = append(f.listed, listedFlag{name: name, placeholder: placeholder, usage: usage, parse: parse})
 	f.set.Func(name, usage, parse)
+}
+
+// onlyHere has flags that were declared not be taken from the environment: what a command
+// does that cannot be undone, or which of two things it does, is for its caller to write.
+func (f *flags) onlyHere(names ...string) {
+	for i, one := range f.listed {
+		f.listed[i].here = one.here || slices.Contains(names, one.name)
+	}
 }
 
 func (f *flags) text(name, placeholder, usage string) *string {

@@ -86,6 +86,7 @@ database, and are its own again if a tenant of that name is added later.
 	prepare: func(f *flags) action {
 		file := f.tenants()
 		id := f.text("key", "ID", "remove this key only, by its id as it is listed\n(default: the tenant with all its keys)")
+		f.onlyHere("key")
 		return func(_ context.Context, _, stderr io.Writer) error { return revoke(*file, f.args[0], *id, stderr) }
 	},
 }
@@ -119,6 +120,7 @@ func (f *flags) key(operator string) keyOptions {
 	})
 	o.operator = f.toggle("operator", operator)
 	o.note = f.text("note", "TEXT", "what the key is for; kept in the file, for people")
+	f.onlyHere("operator", "note")
 	return o
 }
 
@@ -135,6 +137,7 @@ var tenantName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 func prepareGuardTenantsAdd(f *flags) action {
 	o := f.key("the key may resolve what is in doubt")
 	importFile := f.text("import-key-file", "FILE", "take the API key in this file, and make none")
+	f.onlyHere("import-key-file")
 	var limits guard.TenantEntry
 	f.add("rate", "N", "how many requests a second the tenant may make (default: any number)", func(value string) (err error) {
 		if limits.Rate, err = strconv.ParseFloat(value, 64); err != nil || !(limits.Rate >= 0.001 && limits.Rate <= 1e6) {

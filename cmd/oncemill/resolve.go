@@ -80,6 +80,11 @@ func (o resolveOptions) run(ctx context.Context, stderr io.Writer) error {
 	}
 	defer close()
 	inbox := consumer.Inbox()
+	if known, err := isKnown(ctx, inbox, *o.name); err != nil {
+		return err
+	} else if !known {
+		logger.Warn("oncemill: this consumer has no claims and no events yet: is that its name?", "consumer", *o.name)
+	}
 	client := &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

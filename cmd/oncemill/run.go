@@ -196,8 +196,8 @@ A first run:
   oncemill relay --nats-url nats://127.0.0.1:4222    or
   oncemill relay --kafka-brokers 127.0.0.1:9092
 
-Every flag can be set in the environment: --database-url as
-ONCEMILL_DATABASE_URL, --batch as ONCEMILL_BATCH. A flag wins.
+Flags can be set in the environment: --database-url as ONCEMILL_DATABASE_URL,
+--batch as ONCEMILL_BATCH. A flag wins. The help of a command says which cannot.
 
 Exit codes: 0 done, 1 failed, 2 not understood.
 `)

@@ -4,7 +4,8 @@
 //
 //	charger := &payment.Charger{Provider: &payment.Stripe{APIKey: os.Getenv("STRIPE_API_KEY")}}
 //	guard := middleware.Guard{
-//		Inbox: inbox, Consumer: "payments", Key: middleware.ByMetadata("order-id"),
+//		Inbox: inbox, Consumer: "payments",
+//		Key: middleware.ByMetadata("payment-id"), Fingerprint: middleware.PayloadFingerprint,
 //		Lease: time.Minute, Timeout: payment.DefaultTimeout,
 //		KeyLifetime: payment.StripeKeyLifetime,
 //		Ask:         charger.Ask, LandingBound: payment.StripeLandingBound,
@@ -13,6 +14,9 @@
 //	}
 //	router.AddHandler("payments", "orders", orders, "receipts", guard.Publisher(), guard.Middleware(charger.Handle))
 //	go func() { check(guard.Resolver().Run(ctx)) }()
+//
+// A charge and its refund are two payments, and need two keys: under the charge's key the
+// refund would be a duplicate. With a Fingerprint such a mistake makes a dead letter.
 //
 // A message's payload is a Request as JSON. One that has more in it, such as an order's
 // id, needs a Charger.Decode.

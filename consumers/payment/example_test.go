@@ -34,11 +34,12 @@ func Example() {
 		log.Fatal(err)
 	}
 	guard := middleware.Guard{
-		Inbox:    &oncemill.Inbox{DB: db},
-		Consumer: "payments",
-		Key:      middleware.ByMetadata("order-id"),
-		Lease:    time.Minute,
-		Timeout:  payment.DefaultTimeout,
+		Inbox:       &oncemill.Inbox{DB: db},
+		Consumer:    "payments",
+		Key:         middleware.ByMetadata("payment-id"), // a refund has one of its own
+		Fingerprint: middleware.PayloadFingerprint,       // and is not made if it has not
+		Lease:       time.Minute,
+		Timeout:     payment.DefaultTimeout,
 
 		KeyLifetime:  payment.StripeKeyLifetime,
 		Ask:          charger.Ask,

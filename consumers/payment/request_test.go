@@ -198,8 +198,28 @@ func TestACheckOfAnAddressWithoutAServerFails(t *testing.T) {
 	}
 	listener.Close()
 	s := &payment.Stripe{APIKey: "sk_test_1", BaseURL: "http://" + listener.Addr().String()}
-	if err := (&payment.Charger{Provider: s}).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "does not accept us") {
+	if err := (&payment.Charger{Provider: s}).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "Stripe cannot be reached") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestACheckSaysHowStripeFails(t *testing.T) {
+	t.Parallel()
+	for says, answer := range map[string]http.HandlerFunc{
+		"Stripe does not accept us": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = w.Write([]byte(`{"error": {"type": "invalid_request_error", "message": "Invalid API Key"}}`))
+		},
+		"Stripe is in trouble":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"Stripe does not answer": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		server := httptest.NewServer(answer)
+		s := &payment.Stripe{APIKey: "sk_test_1", BaseURL: server.URL}
+		if err := s.Check(t.Context()); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %s", err, says)
+		}
+		s.Close()
+		server.Close()
 	}
 }
 

@@ -91,17 +91,14 @@ func (s *Stripe) Check(ctx context.Context) error {
 	params := &stripe.PaymentIntentListParams{}
 	params.Limit, params.Single, params.StripeAccount = stripe.Int64(1), true, s.account()
 	var list *stripe.V1List[*stripe.PaymentIntent]
-	_, err = s.call(ctx, func(ctx context.Context) error {
+	trip, err := s.call(ctx, func(ctx context.Context) error {
 		list = client.V1PaymentIntents.List(ctx, params)
 		return list.Err()
 	})
 	if err == nil {
 		err = checkList(list.LastResponse())
 	}
-	if err != nil {
-		return fmt.Errorf("payment: Stripe does not accept us: %w", err)
-	}
-	return nil
+	return trip.refused(err)
 }
 
 // Close closes connections that are not in use. Stripe closes them itself when they

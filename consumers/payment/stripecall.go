@@ -35,6 +35,21 @@ type trip struct {
 	status    atomic.Int64 // of HTTP; 0: there was no answer
 }
 
+// refused says of a trip to find out whether Stripe accepts us how it failed, if it did.
+func (t *trip) refused(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case !t.connected.Load():
+		return fmt.Errorf("payment: Stripe cannot be reached: %w (check the network, and Stripe.BaseURL if it is set)", err)
+	case t.status.Load() == 0:
+		return fmt.Errorf("payment: Stripe does not answer: %w", err)
+	case t.status.Load() >= http.StatusInternalServerError:
+		return fmt.Errorf("payment: Stripe is in trouble: %w", err)
+	}
+	return fmt.Errorf("payment: Stripe does not accept us: %w", err)
+}
+
 type tripKey struct{}
 
 // call makes one request through stripe-go. Its error is fit to be shown, and has no

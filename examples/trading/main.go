@@ -7,6 +7,9 @@
 // phantom: every order ends settled, failed or released, or is in doubt for everybody
 // to see, and an entry that waits says for which.
 //
+//	go run ./trading -broker 127.0.0.1:7070    # a broker to try it with; it prints what follows
+//	oncemill migrate --database-url "$DATABASE_URL"
+//	nats stream add DESK --subjects orders,dead-letter --defaults
 //	DATABASE_URL=postgres://... NATS_URL=nats://... BROKER_URL=http://... BROKER_TOKEN=... go run ./trading
 //	nats pub orders '{"id": "order:TQQQ:buy:6", "purpose": "entry", "side": "buy", "symbol": "TQQQ", "quantity": "6", "cents": 45200}'
 //
@@ -16,6 +19,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"flag"
 	"log"
 	"log/slog"
 	"net/http"
@@ -48,6 +52,11 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	broker := flag.String("broker", "", "serve a broker to try this with at an `address`, and nothing else")
+	if flag.Parse(); *broker != "" {
+		check(serveBroker(ctx, *broker))
+		return
+	}
 	db := must(sql.Open("postgres", os.Getenv("DATABASE_URL")))
 	db.SetMaxOpenConns(32)
 	db.SetMaxIdleConns(32)

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"database/sql"
@@ -98,6 +99,28 @@ func newSession(t *testing.T) *session {
 		}
 	})
 	return s
+}
+
+func TestABrokerCanBeStartedByHand(t *testing.T) {
+	t.Parallel()
+	binary := filepath.Join(t.TempDir(), "trading")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	broker := exec.Command(binary, "-broker", "127.0.0.1:0")
+	output, err := broker.StdoutPipe()
+	must(t, err)
+	must(t, broker.Start())
+	defer broker.Process.Kill() //nolint:errcheck // it has ended, unless the test has failed
+	line, err := bufio.NewReader(output).ReadString('\n')
+	must(t, err)
+	var provider brokerorders.Provider
+	if _, err := fmt.Sscanf(strings.NewReplacer("BROKER_URL=", "", "BROKER_TOKEN=", "").Replace(line), "%s %s", &provider.URL, &provider.Token); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	must(t, provider.Check(t.Context()))
+	must(t, broker.Process.Signal(os.Interrupt))
+	must(t, broker.Wait())
 }
 
 // work starts a worker.

@@ -8,6 +8,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/oncemill/oncemill/schema"
 )
@@ -77,8 +78,18 @@ func Reachable(ctx context.Context, db interface {
 }
 
 func unreachable(err error) error {
-	return fmt.Errorf("%w: %w (check the address, the credentials and that the server accepts connections)", ErrUnreachable, err)
+	remedy := "check the address, the credentials and that the server accepts connections"
+	for _, refusal := range withoutTLS {
+		if strings.Contains(err.Error(), refusal) {
+			remedy = "the server has no TLS: set it up there, or add sslmode=disable to the connection string, as for a server on this machine"
+		}
+	}
+	return fmt.Errorf("%w: %w (%s)", ErrUnreachable, err, remedy)
 }
+
+// withoutTLS is what lib/pq and pgx say of a server that has no TLS. Not both have an
+// error of their own for it.
+var withoutTLS = []string{"SSL is not enabled on the server", "server refused TLS connection"}
 
 // Querier is a *sql.DB, a *sql.Conn or a *sql.Tx.
 type Querier interface {

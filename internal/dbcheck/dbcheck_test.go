@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	_ "github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/schema"
@@ -24,6 +26,14 @@ func TestCheck(t *testing.T) {
 	spoilt := testenv.DB(t) // one of its sessions is read-only, as after a failover
 	spoilt.SetMaxOpenConns(1)
 	exec(t, spoilt, `SET default_transaction_read_only = on`)
+
+	noTLS := strings.Replace(testenv.PostgresURL(t), "sslmode=disable", "sslmode=require", 1)
+
+	pgx, err := sql.Open("pgx", noTLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pgx.Close()
 
 	closed := testenv.DB(t)
 	closed.Close()
@@ -43,6 +53,8 @@ func TestCheck(t *testing.T) {
 		"too new":       {tooNew, "", dbcheck.ErrSchema, []string{`"oncemill"`, "version 99", fmt.Sprintf("needs version %d", schema.Version), "upgrade"}},
 		"old session":   {spoilt, "", nil, nil},
 		"read-only":     {readOnly, "", dbcheck.ErrReadOnly, []string{"default_transaction_read_only"}},
+		"no TLS":        {testenv.Open(t, noTLS), "", dbcheck.ErrUnreachable, []string{"sslmode=disable"}},
+		"no TLS, pgx":   {pgx, "", dbcheck.ErrUnreachable, []string{"sslmode=disable"}},
 		"no connection": {closed, "", dbcheck.ErrUnreachable, []string{"check the address"}},
 	} {
 		err := dbcheck.Check(t.Context(), test.db, test.schema)

@@ -1,0 +1,4 @@
+package main
+
+// Run is run.
+var Run = run
