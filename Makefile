@@ -61,6 +61,22 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 test-kafka: bin/withservers ## Run the tests on Kafka, which need Java 17
 	@export ONCEMILL_TEST_REQUIRE_KAFKA=1; $(TEST_KAFKA)
 
+# The first time both fetch Python packages, which takes a minute.
+.PHONY: test-clients
+test-clients: ## Run SafeAgent's own clients against the guard, which needs Python (python3-venv)
+	@echo "running SafeAgent's clients against the guard (a minute longer the first time) ..."
+	@cd testcontainers && ONCEMILL_TEST_REQUIRE_PYTHON=1 go test -count=1 -timeout 8m $(TESTFLAGS) ./guardclients/...
+
+.PHONY: test-api
+test-api: ## Run schemathesis against the guard, which needs Python (python3-venv)
+	@echo "running schemathesis against the guard (a minute longer the first time) ..."
+	@cd testcontainers && ONCEMILL_TEST_REQUIRE_PYTHON=1 go test -count=1 -timeout 8m $(TESTFLAGS) ./guardapi/...
+
+.PHONY: bench-guard
+bench-guard: ## Measure the guard beside SafeAgent's server and bare SQL (needs python3-venv)
+	@echo "building the benchmark, which takes a minute the first time ..."
+	@cd examples && go run ./bench-guard $(BENCHFLAGS)
+
 .PHONY: test-short
 test-short: ## Run the tests that need no server
 	@for module in $(MODULES); do [ $$module = testcontainers ] || dirs="$$dirs $$module"; done; \

@@ -84,7 +84,7 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 	defer stop()
 	d.opts.Lease = orDefault(d.opts.Lease, in.Lease)
 	if in.sharesStatements() && d.opts.Origin.IsZero() {
-		claim, ambiguous := in.claimShared(c, d)
+		claim, ambiguous := in.claimShared(work, c, d)
 		if claim != nil {
 			return in.inTime(ctx, d, claim)
 		}
@@ -93,18 +93,6 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 		}
 	}
 	return in.claimAlone(ctx, work, c, d)
-}
-
-// claimAgain claims a key that may have been claimed by this very call, though no answer
-// came.
-func (in *Inbox) claimAgain(ctx, work context.Context, c *Consumer, d *delivered) (claim *Claim, err *Error) {
-	const patience, pause = 5 * time.Second, 50 * time.Millisecond
-	for end := time.Now().Add(patience); ; time.Sleep(pause) {
-		claim, err = in.claimAlone(ctx, work, c, d)
-		if err == nil || !errors.Is(err, ErrUnavailable) || time.Now().After(end) {
-			return claim, err
-		}
-	}
 }
 
 func (in *Inbox) claimAlone(ctx, work context.Context, c *Consumer, d *delivered) (*Claim, *Error) {
@@ -213,10 +201,9 @@ func inFlightOr(ctx context.Context, err error, waited time.Duration) error {
 // standby; only then is there a row to release. If all that takes too long, the claim
 // will be in doubt.
 func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
-	const patience, pause = 5 * time.Second, 50 * time.Millisecond
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimPatience)
 	defer cancel()
-	for ctx.Err() == nil {
+	for ; ctx.Err() == nil; pauseFor(ctx, claimPause) {
 		var status string
 		err := in.DB.QueryRowContext(ctx, `SELECT COALESCE(pg_xact_status($1::text::xid8), '')`, claim.xid).Scan(&status)
 		switch {
@@ -226,7 +213,6 @@ func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
 		case err == nil && status != "in progress":
 			return
 		}
-		time.Sleep(pause)
 	}
 }
 
@@ -347,7 +333,11 @@ FOR UPDATE`
 
 // heldArgs are the parameters of both.
 func (d *delivered) heldArgs() []any {
-	return []any{d.consumer, d.stored, d.opts.KeyLifetime.Microseconds(), d.opts.Lease.Microseconds(), d.opts.nonceDigest(), NonceLifetime.Microseconds()}
+	repeatable := NonceLifetime
+	if d.ownNonce { // the call is still the same
+		repeatable = d.opts.Lease
+	}
+	return []any{d.consumer, d.stored, d.opts.KeyLifetime.Microseconds(), d.opts.Lease.Microseconds(), d.opts.nonceDigest(), repeatable.Microseconds()}
 }
 
 // readHeld returns nil if the key is free.
@@ -380,7 +370,7 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 		return nil, &heldError{ErrKeyReused, held}, g.event(g.claimEvent(EventConflict, held.Token, ""))
 	case held.Outcome != "":
 		refused = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
-	case held.repeated:
+	case held.repeated && bytes.Equal(o.Fingerprint, held.fingerprint):
 		return held, nil, g.event(g.claimEvent(EventRepeated, held.Token, "the call was repeated with its nonce"))
 	case held.over && held.recognised:
 		taken, err = g.takeOver(held)

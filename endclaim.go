@@ -33,11 +33,13 @@ func (c *Claim) Settle(ctx context.Context, result []byte, fn func(ctx context.C
 		return c.d.invalid(OpSettle, fmt.Errorf("%w: %d bytes, at most %d: store it in a table of yours with fn, and settle with a reference", ErrResultTooLarge, len(result), MostResult))
 	}
 	fn = c.also(&c.onSettle, fn)
-	if fn == nil && c.consumer.in.sharesStatements() && c.d.opts.Park == nil && c.settleShared(result) {
+	work, stop := c.consumer.in.outlive(ctx)
+	defer stop()
+	if fn == nil && c.consumer.in.sharesStatements() && c.d.opts.Park == nil && c.settleShared(work, result) {
 		c.observeSettled(ctx)
 		return nil
 	}
-	return c.end(ctx, OpSettle, event{kind: EventSettled, result: result}, Settled, fn)
+	return c.endIn(ctx, work, OpSettle, event{kind: EventSettled, result: result}, Settled, fn)
 }
 
 // also returns what runs the functions that were collected, and fn after them; nil if
@@ -118,8 +120,15 @@ func (g *guardTx) settle(outcome Outcome, reason string, e event) (bool, error) 
 }
 
 func (c *Claim) end(ctx context.Context, op Op, e event, outcome Outcome, fn func(context.Context, Tx) error) error {
+	work, stop := c.consumer.in.outlive(ctx)
+	defer stop()
+	return c.endIn(ctx, work, op, e, outcome, fn)
+}
+
+// endIn is end in a context that is ended by whoever made it.
+func (c *Claim) endIn(ctx, work context.Context, op Op, e event, outcome Outcome, fn func(context.Context, Tx) error) error {
 	e.token, e.actor = c.token, c.d.opts.Actor
-	err := c.step(ctx, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
+	err := c.stepIn(work, op, func(g *guardTx) (lent func(context.Context, Tx) error, because, err error) {
 		ended, err := g.settle(outcome, e.note, e)
 		switch {
 		case err != nil:
@@ -357,10 +366,11 @@ func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 }
 
 // extendSQL extends a lease by $4. $5 is for how long from the first attempt the provider
-// knows the key: no further attempt may go on after that.
+// knows the key: no further attempt may go on after that, nor at all where it is 0, not
+// known, as for a claim from Resume.
 const extendSQL = `
 WITH until AS (
-	SELECT CASE WHEN attempts > 1 AND $5::bigint > 0
+	SELECT CASE WHEN attempts > 1
 		THEN LEAST(clock_timestamp() + $4 * interval '1 microsecond', claimed_at + $5::bigint * interval '1 microsecond')
 		ELSE clock_timestamp() + $4 * interval '1 microsecond' END AS until
 	FROM {schema}.claims WHERE consumer = $1 AND key = $2

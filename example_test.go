@@ -25,7 +25,7 @@ func TestExamples(t *testing.T) {
 		"ContextWithTx": ExampleContextWithTx, "Error": ExampleError, "Tx.StmtContext": ExampleTx_StmtContext,
 		"Inbox.Run": ExampleInbox_Run, "Observer": ExampleObserver,
 		"Consumer.Claim": ExampleConsumer_Claim, "Claim.Keep": ExampleClaim_Keep, "Consumer.Resolve": ExampleConsumer_Resolve,
-		"Resolver": ExampleResolver, "Inbox.Blocked": ExampleInbox_Blocked, "VerdictOf": ExampleVerdictOf,
+		"Resolver": ExampleResolver, "Consumer.Resume": ExampleConsumer_Resume, "Consumer.NoteDoubts": ExampleConsumer_NoteDoubts, "Inbox.Blocked": ExampleInbox_Blocked, "VerdictOf": ExampleVerdictOf,
 	} {
 		exampleDB = testenv.DB(t)
 		_, err := exampleDB.Exec(`CREATE TABLE payments (account text, cents bigint)`)
@@ -53,19 +53,21 @@ func printed(t *testing.T, f func()) string {
 }
 
 var examples = map[string]string{
-	"Consumer.Once":     "<nil> 1\n<nil> 1\n",
-	"Consumer.OnceWith": "true\n",
-	"ContextWithTx":     "1\n",
-	"Error":             "claim of order-7 by billing failed at handler: no funds\n",
-	"Tx.StmtContext":    "<nil>\n",
-	"Inbox.Run":         "<nil>\n",
-	"Observer":          "committed order-7\nduplicate order-7\n",
-	"Consumer.Claim":    "charging order-7\nbefore: receipt\n",
-	"Claim.Keep":        "<nil>\n",
-	"Consumer.Resolve":  "order-7: reply lost\n<nil>\n",
-	"Resolver":          "asked about order-7\n<nil>\n",
-	"Inbox.Blocked":     "orders: 1 blocked, 452.00 USD\n",
-	"VerdictOf":         "not happened: connection refused\nnever: declined\n: reply lost\n",
+	"Consumer.Once":       "<nil> 1\n<nil> 1\n",
+	"Consumer.OnceWith":   "true\n",
+	"ContextWithTx":       "1\n",
+	"Error":               "claim of order-7 by billing failed at handler: no funds\n",
+	"Tx.StmtContext":      "<nil>\n",
+	"Inbox.Run":           "<nil>\n",
+	"Observer":            "committed order-7\nduplicate order-7\n",
+	"Consumer.Claim":      "charging order-7\nbefore: receipt\n",
+	"Claim.Keep":          "<nil>\n",
+	"Consumer.Resolve":    "order-7: reply lost\n<nil>\n",
+	"Resolver":            "asked about order-7\n<nil>\n",
+	"Consumer.Resume":     "<nil>\n",
+	"Consumer.NoteDoubts": "0 <nil>\n",
+	"Inbox.Blocked":       "orders: 1 blocked, 452.00 USD\n",
+	"VerdictOf":           "not happened: connection refused\nnever: declined\n: reply lost\n",
 }
 
 func pay(ctx context.Context, tx oncemill.Tx) error {

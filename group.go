@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/hex"
-	"errors"
-	"net"
+	"fmt"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,17 +42,25 @@ type grouped struct {
 	token  int64 // of the claim to be settled
 	result []byte
 
-	done  chan struct{}
-	taken *Held // the new claim; nil: the key is taken
-	ended bool
-	err   error
+	sent, gone bool // at most one of them, guarded by groups.mu
+
+	done    chan struct{} // closed when there is an outcome
+	outcome outcome
+}
+
+// outcome is what has become of a member. Without a claim, and not ended, its turn comes
+// alone.
+type outcome struct {
+	taken     *Held // the new claim
+	ended     bool
+	ambiguous bool // it may have been done all the same
 }
 
 // sharesStatements reports whether claims are to.
 func (in *Inbox) sharesStatements() bool { return in.ClaimBatch > 1 }
 
-// share has m worked on together with others, and waits for that.
-func (in *Inbox) share(m *grouped) {
+// share has m worked on together with others, and waits for that, or until work ends.
+func (in *Inbox) share(work context.Context, m *grouped) outcome {
 	m.done = make(chan struct{})
 	g := &in.groups
 	g.mu.Lock()
@@ -63,7 +73,31 @@ func (in *Inbox) share(m *grouped) {
 	if free {
 		go in.runLane()
 	}
-	<-m.done
+	select {
+	case <-m.done:
+		return m.outcome
+	case <-work.Done():
+		return outcome{ambiguous: !g.leave(m)}
+	}
+}
+
+// leave reports whether nothing will be done for m, since it was not sent yet.
+func (g *groups) leave(m *grouped) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m.gone = !m.sent
+	return m.gone
+}
+
+// send reports whether m is sent, because it has not left, and then has add read it. A
+// caller that has left may use again what it has given.
+func (g *groups) send(m *grouped, add func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m.sent = !m.gone; m.sent {
+		add()
+	}
+	return m.sent
 }
 
 // runLane works until nobody waits any more.
@@ -79,16 +113,80 @@ func (in *Inbox) runLane() {
 			return
 		}
 		g.mu.Unlock()
-		err := in.runGroup(members)
-		for _, m := range members {
-			m.err = err
+		outcomes := in.runGroup(members)
+		for i, m := range members {
+			m.outcome = outcomes[i]
 			close(m.done)
 		}
 	}
 }
 
+// runGroup runs one statement for all members, and returns what has become of each. A
+// driver may wait for its answer for as long as the connection lasts, whatever its
+// context says: then the lane goes on without it.
+func (in *Inbox) runGroup(members []*grouped) []outcome {
+	ctx, cancel := context.WithTimeout(context.Background(), in.DrainTimeout)
+	defer cancel()
+	answered := make(chan []outcome, 1)
+	go func() { answered <- in.askGroup(ctx, members) }()
+	select {
+	case outcomes := <-answered:
+		return outcomes
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(rollbackGrace)
+	defer grace.Stop()
+	select {
+	case outcomes := <-answered:
+		return outcomes
+	case <-grace.C:
+		return allAmbiguous(members)
+	}
+}
+
+func allAmbiguous(members []*grouped) []outcome {
+	return slices.Repeat([]outcome{{ambiguous: true}}, len(members))
+}
+
+// askGroup makes of an error that nothing was done, or that nobody knows. What it is,
+// each member will find out alone.
+func (in *Inbox) askGroup(ctx context.Context, members []*grouped) (outcomes []outcome) {
+	q := &groupQuery{in: in, members: members}
+	defer func() {
+		if panicked := recover(); panicked != nil { // the driver: callers wait in other goroutines
+			in.Logger.Error(fmt.Sprintf("oncemill: a statement for several claims panicked: %v", panicked), "stack", string(debug.Stack()))
+			outcomes = allAmbiguous(members)
+		}
+	}()
+	outcomes = make([]outcome, len(members))
+	err := q.run(ctx, outcomes)
+	switch {
+	case q.tries > 1, q.tries == 1 && isInconclusive(err):
+		// A connection broke. Where there was a second try, it could not tell what the
+		// first had done.
+		if err != nil {
+			return allAmbiguous(members)
+		}
+		for i := range outcomes {
+			outcomes[i].ambiguous = true
+		}
+	case err != nil:
+		clear(outcomes)
+	}
+	return outcomes
+}
+
+// isInconclusive reports whether a statement may have been carried out for all its error
+// says. A pooler has SQLSTATEs of its own for a server that broke the connection.
+func isInconclusive(err error) bool {
+	state := sqlState(err)
+	return err != nil && (state == "" || strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P"))
+}
+
 // groupSQL claims the keys of $3 and the following as insertGuardedSQL does, and settles
-// those of $16 and the following as endSQL does. It says which it has.
+// those of $15 and the following as endSQL does. It says which it has. A claim that is
+// known to be in doubt is settled alone: its message may have been parked while this
+// statement waited, after its snapshot.
 const groupSQL = `
 WITH session AS MATERIALIZED (
 	SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
@@ -115,7 +213,7 @@ WITH session AS MATERIALIZED (
 	UPDATE {schema}.claims AS c SET settled_at = clock_timestamp(), outcome = 'settled', result = ending.result::bytea, reason = NULL,
 		in_doubt_since = NULL, ask_after = NULL
 	FROM session CROSS JOIN ending
-	WHERE c.consumer = ending.consumer AND c.key = ending.key AND c.token = ending.token AND c.settled_at IS NULL
+	WHERE c.consumer = ending.consumer AND c.key = ending.key AND c.token = ending.token AND c.settled_at IS NULL AND c.in_doubt_since IS NULL
 	RETURNING c.*, ending.actor, ending.nth
 ), unparked AS (
 	DELETE FROM {schema}.parked AS p USING ended WHERE p.consumer = ended.consumer AND p.key = ended.key
@@ -131,24 +229,67 @@ SELECT false, nth, won.token, claimed_at, lease_until FROM won JOIN asked USING 
 UNION ALL
 SELECT true, nth, token, claimed_at, lease_until FROM ended`
 
-// runGroup runs one statement for all members.
-func (in *Inbox) runGroup(members []*grouped) error {
-	ctx, cancel := context.WithTimeout(context.Background(), in.DrainTimeout)
-	defer cancel()
-	stmt, err := in.sql.prepare(ctx, groupSQL)
+// groupQuery is a statement for several members. Its arguments are made when there is a
+// connection for it: by then, some may have left.
+type groupQuery struct {
+	in      *Inbox
+	members []*grouped
+
+	// How often it was about to be sent. database/sql tries again on another connection
+	// where the driver says driver.ErrBadConn, and lib/pq says so also of a connection
+	// that broke before the answer came.
+	tries int
+
+	claimAt, endAt []int // whose the elements of the arguments are
+	args           []string
+}
+
+// groupArg is one of the arguments of a groupQuery.
+type groupArg struct {
+	q *groupQuery
+	i int
+}
+
+// groupArgs is how many groupSQL has.
+const groupArgs = 2 + claimColumns + endColumns
+
+func (a groupArg) Value() (driver.Value, error) {
+	if a.i == 0 {
+		a.q.tries++
+	}
+	if a.q.args == nil {
+		a.q.send()
+	}
+	return a.q.args[a.i], nil
+}
+
+// send makes the arguments. One key that has to wait makes all others wait, so it does
+// not wait here for as long as it will alone.
+func (q *groupQuery) send() {
+	var claims [claimColumns]array
+	var ends [endColumns]array
+	for i, m := range q.members {
+		switch {
+		case m.settle && q.in.groups.send(m, func() { addEnd(&ends, m) }):
+			q.endAt = append(q.endAt, i)
+		case !m.settle && q.in.groups.send(m, func() { addClaim(&claims, m) }):
+			q.claimAt = append(q.claimAt, i)
+		}
+	}
+	q.args = slices.Concat([]string{milliseconds(q.in.LockWait / 4), thisProcess()}, arrays(claims[:]), arrays(ends[:]))
+}
+
+// run writes down what was done; that counts only if it returns nil.
+func (q *groupQuery) run(ctx context.Context, outcomes []outcome) error {
+	stmt, err := q.in.sql.prepare(ctx, groupSQL)
 	if err != nil {
 		return err
 	}
-	var claims, ends []*grouped
-	for _, m := range members {
-		if m.settle {
-			ends = append(ends, m)
-		} else {
-			claims = append(claims, m)
-		}
+	args := make([]any, groupArgs)
+	for i := range args {
+		args[i] = groupArg{q, i}
 	}
-	args := append([]any{milliseconds(in.LockWait), thisProcess()}, claimColumns(claims)...)
-	rows, err := stmt.QueryContext(ctx, append(args, endColumns(ends)...)...)
+	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
 		return err
 	}
@@ -161,39 +302,38 @@ func (in *Inbox) runGroup(members []*grouped) error {
 			return err
 		}
 		if settled {
-			ends[nth-1].ended = true
+			outcomes[q.endAt[nth-1]].ended = true
 		} else {
-			claims[nth-1].taken = &h
+			outcomes[q.claimAt[nth-1]].taken = &h
 		}
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	// A COMMIT that is cancelled while it waits for a standby succeeds without it.
+	return ctx.Err()
 }
 
-func claimColumns(members []*grouped) []any {
-	var c [12]array
-	for _, m := range members {
-		o := &m.d.opts
-		for i, text := range []sql.NullString{
-			nullText(m.d.consumer), nullText(m.d.stored), nullText(strconv.FormatInt(o.Lease.Microseconds(), 10)), nullBytes(o.Fingerprint),
-			nullText(o.Action), nullText(o.Agent), nullText(o.Scope), nullText(o.Amount), nullText(o.Currency),
-			nullBytes(o.nonceDigest()), nullBytes(o.Payload), nullText(storedText(o.Actor)),
-		} {
-			c[i].add(text)
-		}
+// How many columns groupSQL has of claims, and of settlements.
+const claimColumns, endColumns = 12, 5
+
+func addClaim(c *[claimColumns]array, m *grouped) {
+	o := &m.d.opts
+	for i, text := range [claimColumns]sql.NullString{
+		nullText(m.d.consumer), nullText(m.d.stored), nullText(strconv.FormatInt(o.Lease.Microseconds(), 10)), nullBytes(o.Fingerprint),
+		nullText(o.Action), nullText(o.Agent), nullText(o.Scope), nullText(o.Amount), nullText(o.Currency),
+		nullBytes(o.nonceDigest()), nullBytes(o.Payload), nullText(storedText(o.Actor)),
+	} {
+		c[i].add(text)
 	}
-	return arrays(c[:])
 }
 
-func endColumns(members []*grouped) []any {
-	var c [5]array
-	for _, m := range members {
-		for i, text := range []sql.NullString{
-			nullText(m.d.consumer), nullText(m.d.stored), nullText(strconv.FormatInt(m.token, 10)), nullBytes(m.result), nullText(storedText(m.d.opts.Actor)),
-		} {
-			c[i].add(text)
-		}
+func addEnd(c *[endColumns]array, m *grouped) {
+	for i, text := range [endColumns]sql.NullString{
+		nullText(m.d.consumer), nullText(m.d.stored), nullText(strconv.FormatInt(m.token, 10)), nullBytes(m.result), nullText(storedText(m.d.opts.Actor)),
+	} {
+		c[i].add(text)
 	}
-	return arrays(c[:])
 }
 
 // nullBytes is a bytea as text; nil is NULL.
@@ -220,7 +360,7 @@ func (a *array) add(element sql.NullString) {
 	a.WriteByte('"')
 }
 
-func arrays(columns []array) (args []any) {
+func arrays(columns []array) (args []string) {
 	for i := range columns {
 		args = append(args, "{"+columns[i].String()+"}")
 	}
@@ -230,31 +370,21 @@ func arrays(columns []array) (args []any) {
 // claimShared claims a key together with others. Without a claim it has to be claimed
 // alone: it may be taken, or the statement has failed. ambiguous means that it may have
 // been claimed, which claiming it again will show.
-func (in *Inbox) claimShared(c *Consumer, d *delivered) (claim *Claim, ambiguous bool) {
+func (in *Inbox) claimShared(work context.Context, c *Consumer, d *delivered) (claim *Claim, ambiguous bool) {
 	if d.opts.Nonce == nil {
 		d.opts.Nonce, d.ownNonce = make([]byte, leastNonce), true
 		_, _ = rand.Read(d.opts.Nonce) // it never fails
 	}
 	start := time.Now() // before the lease begins
-	m := &grouped{d: d}
-	in.share(m)
-	if m.err != nil || m.taken == nil {
-		return nil, isAmbiguous(m.err)
+	o := in.share(work, &grouped{d: d})
+	if o.taken == nil {
+		return nil, o.ambiguous
 	}
-	return d.claimed(c, m.taken, start, ""), false
-}
-
-// isAmbiguous reports whether a statement may have been carried out for all its error
-// says.
-func isAmbiguous(err error) bool {
-	var network *net.OpError
-	return err != nil && sqlState(err) == "" && !(errors.As(err, &network) && network.Op == "dial")
+	return d.claimed(c, o.taken, start, ""), false
 }
 
 // settleShared settles a claim together with others. If it reports false the claim has to
 // be settled alone, which will say why.
-func (c *Claim) settleShared(result []byte) bool {
-	m := &grouped{d: c.d, settle: true, token: c.token, result: result}
-	c.consumer.in.share(m)
-	return m.err == nil && m.ended
+func (c *Claim) settleShared(work context.Context, result []byte) bool {
+	return c.consumer.in.share(work, &grouped{d: c.d, settle: true, token: c.token, result: result}).ended
 }

@@ -40,8 +40,8 @@ func (c *Claim) Key() string { return c.d.key }
 // Consumer returns the name in which the key is claimed.
 func (c *Claim) Consumer() string { return c.consumer.name }
 
-// Token returns the fencing token of this attempt. Tokens grow over all claims of a
-// schema and none comes twice.
+// Token returns the fencing token of this attempt. None comes twice in a schema. A later
+// token is not always the larger one: compare them for equality alone.
 func (c *Claim) Token() int64 { return c.token }
 
 // Attempt counts the attempts under this claim, from 1. A claim that was released
@@ -130,7 +130,9 @@ func (c *Claim) OnFail(fn func(ctx context.Context, tx Tx) error) {
 // Resume returns the claim of a key that was claimed elsewhere, by its token: to be ended
 // here, as by a server whose callers claim and settle in two requests. It does not look
 // whether there is such a claim; the methods of the claim do. Its Deadline, LeaseUntil,
-// Attempt and FirstClaimed are zero.
+// Attempt and FirstClaimed are zero. A further attempt is neither released by it, nor by
+// GiveBack, which is ErrInDoubt; nor is its lease extended, for its ClaimOptions.KeyLifetime
+// is not known here.
 func (c *Consumer) Resume(key string, token int64) *Claim {
 	return &Claim{consumer: c, token: token, d: &delivered{consumer: c.name, key: key, stored: storedKey(key), opts: ClaimOptions{Lease: c.in.Lease}}}
 }

@@ -158,6 +158,8 @@ func (g *guardTx) refuse(op Op, token int64, e event) (because error, err error)
 		because = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
 	case held.Token == token:
 		because = fmt.Errorf("%w: it is in doubt, and only to be resolved", ErrInDoubt)
+	case held.Outcome != "": // by a verdict, or by another attempt
+		because = fmt.Errorf("%w: it has ended meanwhile, as %s (see oncemill claims events for by whom; token %d, now %d)", ErrFenced, held.Outcome, token, held.Token)
 	default:
 		because = fmt.Errorf("%w: token %d, now %d", ErrFenced, token, held.Token)
 	}

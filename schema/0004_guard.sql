@@ -29,11 +29,18 @@ ALTER TABLE oncemill.events
 	ADD CONSTRAINT events_kind_check CHECK (kind IN ('claimed', 'repeated', 'blocked', 'conflict', 'extended', 'settled', 'failed',
 		'dead', 'released', 'in doubt', 'taken over', 'asking', 'asked', 'refused'));
 
+-- Only settled claims are purged by age.
+DROP INDEX oncemill.claims_by_age;
+
+CREATE INDEX claims_by_age ON oncemill.claims (consumer, settled_at) WHERE settled_at IS NOT NULL;
+
 -- Lists of events, in the order of time. Most events are of three kinds: a list of one of
 -- these is found by time, one of another kind by its own index.
 DROP INDEX oncemill.events_by_age;
 
-CREATE INDEX events_by_time ON oncemill.events (consumer, at, id);
+ALTER TABLE oncemill.events
+	DROP CONSTRAINT events_pkey,
+	ADD PRIMARY KEY (consumer, at, id);
 
 CREATE INDEX events_by_action ON oncemill.events (consumer, action, at, id) WHERE action IS NOT NULL;
 
@@ -68,7 +75,9 @@ DROP INDEX oncemill.events_by_agent;
 
 DROP INDEX oncemill.events_by_action;
 
-DROP INDEX oncemill.events_by_time;
+ALTER TABLE oncemill.events
+	DROP CONSTRAINT events_pkey,
+	ADD PRIMARY KEY (id);
 
 CREATE INDEX events_by_age ON oncemill.events (consumer, at);
 
@@ -88,6 +97,10 @@ DROP INDEX oncemill.claims_by_agent;
 DROP INDEX oncemill.claims_by_action;
 
 DROP INDEX oncemill.claims_by_time;
+
+DROP INDEX oncemill.claims_by_age;
+
+CREATE INDEX claims_by_age ON oncemill.claims (consumer, settled_at);
 
 ALTER TABLE oncemill.claims
 	DROP COLUMN nonce,
