@@ -95,11 +95,13 @@ func (c *Claim) Fail(ctx context.Context, reason string, fn func(ctx context.Con
 	return c.end(ctx, OpFail, event{kind: EventFailed, note: reason}, Failed, c.also(&c.onFail, fn))
 }
 
-// endSQL settles a claim, if it is still the holder's.
+// endSQL settles a claim, if it is still the holder's. Here and below it is the outcome
+// that is looked at, not settled_at, which would let the planner read the index of all that
+// is not settled instead of one row.
 const endSQL = `
 UPDATE {schema}.claims SET settled_at = clock_timestamp(), outcome = $4, result = $5, reason = $6,
 	in_doubt_since = NULL, ask_after = NULL
-WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+WHERE consumer = $1 AND key = $2 AND token = $3 AND outcome IS NULL
 RETURNING ` + aboutColumns
 
 // dropParkedSQL deletes what was parked for a claim that is settled. It is a statement of
@@ -248,7 +250,7 @@ func (c *Claim) giveBack(work context.Context, why string) error {
 
 // releaseSQL frees a key. With $4 also one that was attempted more than once.
 const releaseSQL = `
-DELETE FROM {schema}.claims WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND (attempts = 1 OR $4)
+DELETE FROM {schema}.claims WHERE consumer = $1 AND key = $2 AND token = $3 AND outcome IS NULL AND (attempts = 1 OR $4)
 RETURNING ` + aboutColumns
 
 // unparkSQL puts the parked message back. It gets another broker dedup id, since
@@ -324,7 +326,7 @@ func (c *Claim) doubt(work context.Context, reason string, park *ParkedMessage) 
 const doubtSQL = `
 UPDATE {schema}.claims SET lease_until = LEAST(lease_until, clock_timestamp()), effect_until = LEAST(effect_until, clock_timestamp()),
 	in_doubt_since = COALESCE(in_doubt_since, clock_timestamp()), reason = $4
-WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+WHERE consumer = $1 AND key = $2 AND token = $3 AND outcome IS NULL
 RETURNING ` + aboutColumns
 
 // Extend gives the claim another lease from now on, and moves Deadline; a lease that
@@ -377,5 +379,5 @@ WITH until AS (
 )
 UPDATE {schema}.claims SET lease_until = GREATEST(lease_until, until), effect_until = GREATEST(effect_until, until)
 FROM until
-WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL AND in_doubt_since IS NULL
+WHERE consumer = $1 AND key = $2 AND token = $3 AND outcome IS NULL AND in_doubt_since IS NULL
 RETURNING (extract(epoch FROM GREATEST(lease_until - clock_timestamp(), interval '0')) * 1000000)::bigint, lease_until, ` + aboutColumns

@@ -62,7 +62,8 @@ type Inbox struct {
 	// write nothing besides, may share a transaction when they come at the same time: one
 	// disk flush for all. It changes nothing else. Claims with a ClaimOptions.Origin, such
 	// as those of middleware.Guard, and with anything to be written when they are settled,
-	// have a transaction each. 0 or 1: each its own. 64 is a good number for a server.
+	// have a transaction each. 0 or 1: each its own. 64 is a good number for a server, which
+	// should have a connector like guard.Connector.
 	ClaimBatch int
 
 	// EventRetention is how long Run keeps the events of guarded claims. 0 means 90

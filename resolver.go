@@ -275,7 +275,7 @@ func (r *Resolver) act(ctx context.Context, d dueClaim, answer Resolution) error
 const postponeSQL = `
 UPDATE {schema}.claims SET lease_until = LEAST(lease_until, clock_timestamp()),
 	ask_after = COALESCE(clock_timestamp() + $4 * interval '1 microsecond', 'infinity')
-WHERE consumer = $1 AND key = $2 AND token = $3 AND settled_at IS NULL
+WHERE consumer = $1 AND key = $2 AND token = $3 AND outcome IS NULL
 RETURNING ` + aboutColumns
 
 // postpone leaves the claim in doubt until it is asked about again.

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	apiKeyHeader = "X-Safeagent-Api-Key" // in Go's canonical form
-	tokenHeader  = "X-Safeagent-Settlement-Token"
-	auditHeader  = "X-Safeagent-Audit-Token"
+	apiKeyHeader = "X-SafeAgent-Api-Key"
+	tokenHeader  = "X-SafeAgent-Settlement-Token"
+	auditHeader  = "X-SafeAgent-Audit-Token"
 )
 
 // access is what a request may do.
@@ -28,7 +28,7 @@ type access struct {
 // identify reads who a request comes from. What it may do is for the endpoint to look at.
 func (c *call) identify() error {
 	for _, header := range []string{apiKeyHeader, tokenHeader, auditHeader} {
-		if len(c.r.Header[header]) > 1 {
+		if len(c.r.Header.Values(header)) > 1 {
 			return problem{status: http.StatusBadRequest, code: "duplicate_header", detail: "header " + header + " is there more than once: send one"}
 		}
 	}
@@ -37,7 +37,7 @@ func (c *call) identify() error {
 		c.audits, c.operator, c.actor = true, true, "operator"
 	}
 	if c.h.Tenants == nil {
-		return nil
+		return notFromElsewhere(c.r)
 	}
 	if tenant, ok := c.h.Tenants.Find(c.r.Header.Get(apiKeyHeader)); ok {
 		c.known, c.tenant, c.operator, c.actor = true, tenant.Name, c.operator || tenant.Operator, "key "+tenant.KeyID
@@ -47,6 +47,15 @@ func (c *call) identify() error {
 	}
 	if ok, retryAfter := c.h.Tenants.Allow(c.tenant); !ok {
 		return limited(retryAfter)
+	}
+	return nil
+}
+
+// notFromElsewhere refuses what a page of another origin has a browser send. Where no API
+// key is needed, any page that somebody on this machine looks at could claim.
+func notFromElsewhere(r *http.Request) error {
+	if new(http.CrossOriginProtection).Check(r) != nil {
+		return problem{status: http.StatusForbidden, code: "cross_origin", detail: "a browser sends this for a page of another origin"}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/oncemill/oncemill"
@@ -42,7 +43,7 @@ type auditItem struct {
 
 type auditList struct {
 	Items          []auditItem `json:"items"`
-	Rows           []auditItem `json:"rows,omitempty"` // as Items, for old clients
+	Rows           []auditItem `json:"rows,omitzero"` // as Items, for old clients
 	Total          int         `json:"total"`
 	TotalIsAtLeast bool        `json:"total_is_at_least,omitempty"`
 	Limit          int         `json:"limit"`
@@ -74,7 +75,9 @@ func (c *call) audit(ids) error {
 		return err
 	}
 	if ok {
-		f.and("(t.claimed_at, t.key) < (" + f.arg(after.at) + ", " + f.arg(after.key) + ")")
+		// Claims of two tenants may have one time and one id.
+		consumer, key, _ := strings.Cut(after.key, " ")
+		f.and("(t.claimed_at, t.key, t.consumer) < (" + f.arg(after.at) + ", " + f.arg(key) + ", " + f.arg(consumer) + ")")
 	}
 	if err := c.listClaims(&list, f, from, consumers); err != nil {
 		return err
@@ -132,16 +135,17 @@ func (c *call) count(list *auditList, f filter, from string, consumers []string)
 }
 
 func (c *call) listClaims(list *auditList, f *filter, from string, consumers []string) error {
+	const order = "t.claimed_at DESC, t.key DESC, t.consumer DESC"
 	var last cursor
 	text := `SELECT consumer, key, COALESCE(action, ''), agent, COALESCE(outcome, ''), result, claimed_at, settled_at,
 	settled_at IS NULL AND ` + inDoubt + `, reason, token, lease_until, amount::text, currency
-FROM (` + perConsumer(f, from, "t.claimed_at DESC, t.key DESC", consumers, list.Limit, list.Offset) + `) AS t
-ORDER BY t.claimed_at DESC, t.key DESC`
+FROM (` + perConsumer(f, from, order, consumers, list.Limit, list.Offset) + `) AS t
+ORDER BY ` + order
 	err := c.h.read(c.r.Context(), text, f.args, func(rows *sql.Rows) error {
-		item, err := scanClaim(rows)
+		item, consumer, err := scanClaim(rows)
 		if err == nil {
 			list.Items = append(list.Items, item)
-			last = cursor{time.Time(item.ClaimedAt), item.RequestID}
+			last = cursor{time.Time(item.ClaimedAt), consumer + " " + item.RequestID} // no consumer of ours has a space
 		}
 		return err
 	})
@@ -152,8 +156,7 @@ ORDER BY t.claimed_at DESC, t.key DESC`
 	return err
 }
 
-func scanClaim(rows *sql.Rows) (i auditItem, err error) {
-	var consumer string
+func scanClaim(rows *sql.Rows) (i auditItem, consumer string, err error) {
 	var outcome oncemill.Outcome
 	var result []byte
 	var settled sql.NullTime
@@ -170,7 +173,7 @@ func scanClaim(rows *sql.Rows) (i auditItem, err error) {
 	default:
 		i.Status = "FAILED"
 	}
-	return i, err
+	return i, consumer, err
 }
 
 // swept is the answer to POST /sweep. Nothing is ever swept: a claim whose outcome is

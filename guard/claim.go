@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/oncemill/oncemill"
 )
@@ -73,6 +74,9 @@ func (c *call) claim(ids) error {
 	if req.triple && answer.Status == statusPending {
 		answer.Status = statusSkip
 	}
+	if c.h.Legacy && answer.Status == statusSkip && answer.Existing == nil {
+		answer.Existing = existing(nil) // old clients read it without looking whether it is there
+	}
 	c.write(http.StatusOK, answer)
 	return nil
 }
@@ -82,7 +86,7 @@ func (c *call) readClaim(b *body) (req claimRequest, err error) {
 	if !b.has("request_id") && (b.has("action_type") || b.has("scope")) {
 		return c.readTriple(b, func(agent, action, scope string) string { return agent + ":" + action + ":" + scope })
 	}
-	req.id = b.text("request_id", true, 4*mostID)
+	req.id = b.text("request_id", true, mostBody) // wrongID says how long it is
 	req.opts.Action = b.text("action", true, oncemill.MostName)
 	req.opts.Agent = b.text("agent_id", false, oncemill.MostName)
 	if b.has("request_id") {
@@ -220,7 +224,7 @@ func existing(result []byte) json.RawMessage {
 	switch {
 	case result == nil:
 		return json.RawMessage("null")
-	case json.Valid(result):
+	case json.Valid(result) && utf8.Valid(result) && !tooDeep(result): // it may come from elsewhere
 		return result
 	}
 	text, _ := json.Marshal(string(result)) // strings always can be

@@ -178,12 +178,14 @@ func (c *call) resolve(id ids) error {
 	return c.resolveAs(id, attempt, resolution)
 }
 
+// resolveAs resolves the claim that the path means: where it can mean several, the one
+// with the attempt, and without an attempt the first that there is.
 func (c *call) resolveAs(id ids, attempt int64, resolution oncemill.Resolution) error {
-	_, is, err := c.anyAttempt(c.consumer(), id)
-	if err != nil {
-		return err
-	}
 	if attempt == 0 {
+		_, is, err := c.anyAttempt(c.consumer(), id)
+		if err != nil {
+			return err
+		}
 		held, err := c.consumer().Held(c.r.Context(), is)
 		switch {
 		case err != nil:
@@ -191,11 +193,22 @@ func (c *call) resolveAs(id ids, attempt int64, resolution oncemill.Resolution) 
 		case held == nil:
 			return notFound
 		}
-		attempt = held.Token
+		id, attempt = ids{is}, held.Token
 	}
-	if err := c.consumer().ResolveWith(c.r.Context(), is, attempt, resolution); err != nil {
-		return err
+	failed := error(notFound)
+	for _, is := range id {
+		if wrongID(is) != "" {
+			continue
+		}
+		// Also a claim that is gone: an earlier call may have released it.
+		err := c.consumer().ResolveWith(c.r.Context(), is, attempt, resolution)
+		if err == nil {
+			c.write(http.StatusOK, ended{Status: "resolved", RequestID: is, Verdict: string(resolution.Verdict)})
+			return nil
+		}
+		if c.asProblem(failed).status == http.StatusNotFound {
+			failed = err
+		}
 	}
-	c.write(http.StatusOK, ended{Status: "resolved", RequestID: is, Verdict: string(resolution.Verdict)})
-	return nil
+	return failed
 }

@@ -46,6 +46,12 @@ var eventKinds = []string{
 	string(oncemill.EventConflict), string(oncemill.EventRefused),
 }
 
+// mostPage is how many bytes of payloads and results a page has, but for its last event:
+// a thousand events can have more than a hundred megabytes of them.
+const mostPage = 4 << 20
+
+var errPageFull = errors.New("guard: the page is full")
+
 // eventQuery is what a list of events is asked for.
 type eventQuery struct {
 	consumers []string
@@ -57,7 +63,7 @@ type eventQuery struct {
 
 // events answers GET /events.
 func (c *call) events(ids) error {
-	q := c.query("kind", "request_id", "agent_id", "action", "currency", "min_amount", "max_amount",
+	q := c.query("kind", "request_id", "agent_id", "action", "actor", "currency", "min_amount", "max_amount",
 		"from_ts", "to_ts", "order", "limit", "cursor", "tenant", "format")
 	consumers, err := c.mayRead(q.text("tenant"))
 	if err != nil {
@@ -92,6 +98,7 @@ func (c *call) eventFilter(f *filter, q *query) {
 	f.equal("t.key", q.text("request_id"))
 	f.equal("t.agent", q.text("agent_id"))
 	f.equal("t.action", q.text("action"))
+	f.equal("t.actor", q.text("actor"))
 	f.equal("t.currency", q.text("currency"))
 	if least, ok := q.decimal("min_amount"); ok {
 		f.and("t.amount >= " + f.arg(least) + "::text::numeric")
@@ -117,12 +124,20 @@ FROM (` + perConsumer(&f, c.h.table("events")+" AS t", order, e.consumers, e.lim
 	list.Items = []eventItem{}
 	ctx, cancel := c.timeout()
 	defer cancel()
+	size := 0
 	err = c.h.read(ctx, text, f.args, func(rows *sql.Rows) error {
 		item, err := scanEvent(rows)
 		list.Items = append(list.Items, item)
+		if size += len(item.Payload) + len(item.Result); err == nil && size > mostPage {
+			err = errPageFull
+		}
 		return err
 	})
-	if n := len(list.Items); err == nil && n == e.limit {
+	full := errors.Is(err, errPageFull)
+	if full {
+		err = nil
+	}
+	if n := len(list.Items); err == nil && (n == e.limit || full) {
 		last := list.Items[n-1]
 		next := cursor{time.Time(last.At), strconv.FormatInt(last.ID, 10)}.String()
 		list.NextCursor = &next

@@ -26,7 +26,7 @@ func (c *call) query(known ...string) *query {
 	values, err := url.ParseQuery(c.r.URL.RawQuery)
 	q := &query{values: values}
 	if err != nil {
-		q.fail("", "query_parsing", "the query cannot be read: "+err.Error())
+		q.wrong = append(q.wrong, fieldError{Type: "query_parsing", Loc: []any{"query"}, Msg: "the query cannot be read: " + err.Error()})
 	}
 	for parameter, given := range values {
 		if len(given) > 1 && slices.Contains(known, parameter) {

@@ -21,7 +21,8 @@ import (
 type Handler struct {
 	// Inbox holds the claims. Required. Set its ClaimBatch (64), its DrainTimeout to
 	// less than a caller waits (5 seconds), its Retention to how long a request id shall
-	// be known (a claim that is purged can be made again), and its DB's MaxOpenConns.
+	// be known (a claim that is purged can be made again), and its DB's MaxOpenConns. Open
+	// the DB with a Connector.
 	Inbox *oncemill.Inbox
 
 	// Tenants are whose API keys are accepted. nil: a request needs none, which is for
@@ -184,7 +185,7 @@ func (c *call) route() error {
 			if !ok || rest == "" {
 				continue
 			}
-			id = idsOf(rest, c.r.URL.RawQuery)
+			id = idsOf(rest, c.r.URL)
 		} else if raw != e.path {
 			continue
 		}

@@ -59,10 +59,7 @@ type problemBody struct {
 
 // refuse answers a request that cannot be done.
 func (c *call) refuse(err error) {
-	var p problem
-	if !errors.As(err, &p) {
-		p = c.problemOf(err)
-	}
+	p := c.asProblem(err)
 	if p.log != nil {
 		c.h.Logger.ErrorContext(c.r.Context(), "guard: a request could not be answered", "path", c.r.URL.Path, "status", p.status, "error", p.log)
 	}
@@ -77,6 +74,14 @@ func (c *call) refuse(err error) {
 		body.Detail = p.fields
 	}
 	c.write(p.status, body)
+}
+
+func (c *call) asProblem(err error) problem {
+	var p problem
+	if errors.As(err, &p) {
+		return p
+	}
+	return c.problemOf(err)
 }
 
 // problemOf says what a caller is told of an error of the claims core. It never names the

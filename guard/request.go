@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -31,9 +32,9 @@ const tooLargeResult = "result is larger than 65536 bytes: settle with a referen
 // order%2F7 may stand for order/7 or for itself.
 type ids []string
 
-// idsOf returns the readings of the end of a path and the query behind it, the likeliest
-// first.
-func idsOf(raw, query string) (readings ids) {
+// idsOf returns the readings of the end of a path and what is behind it in the URL, the
+// likeliest first.
+func idsOf(raw string, in *url.URL) (readings ids) {
 	add := func(id string) {
 		for _, one := range readings {
 			if one == id {
@@ -49,8 +50,8 @@ func idsOf(raw, query string) (readings ids) {
 		add(s)
 	}
 	unescape(raw)
-	if query != "" {
-		unescape(raw + "?" + query)
+	if in.RawQuery != "" || in.ForceQuery {
+		unescape(raw + "?" + in.RawQuery)
 	}
 	return readings
 }
@@ -78,6 +79,15 @@ type body struct {
 
 // readBody reads a JSON object. Members that nobody asks for are ignored.
 func (c *call) readBody() (*body, error) {
+	b, err := c.readOptionalBody()
+	if err == nil && b.members == nil {
+		return nil, invalid([]any{"body"}, "missing", "Field required")
+	}
+	return b, err
+}
+
+// readOptionalBody is readBody for a request that may have none.
+func (c *call) readOptionalBody() (*body, error) {
 	text, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, mostBody))
 	var tooLarge *http.MaxBytesError
 	switch {
@@ -86,7 +96,7 @@ func (c *call) readBody() (*body, error) {
 	case err != nil:
 		return nil, problem{status: http.StatusBadRequest, code: "bad_request", detail: "the body could not be read to its end"}
 	case len(bytes.TrimSpace(text)) == 0:
-		return nil, invalid([]any{"body"}, "missing", "Field required")
+		return new(body), nil
 	case !utf8.Valid(text):
 		return nil, invalid([]any{"body"}, "json_invalid", "JSON decode error: not UTF-8")
 	}
@@ -99,14 +109,6 @@ func (c *call) readBody() (*body, error) {
 		return nil, invalid([]any{"body"}, "model_attributes_type", "Input should be a valid dictionary or object to extract fields from")
 	}
 	return b, nil
-}
-
-// readOptionalBody is readBody for a request that may have none.
-func (c *call) readOptionalBody() (*body, error) {
-	if c.r.Body == http.NoBody || c.r.ContentLength == 0 {
-		return new(body), nil
-	}
-	return c.readBody()
 }
 
 // err returns what is wrong.
@@ -177,6 +179,8 @@ func (b *body) decimal(field string) (s string) {
 	s = string(b.members[field])
 	if s[0] == '"' {
 		_ = json.Unmarshal(b.members[field], &s)
+	} else if f, err := strconv.ParseFloat(s, 64); err == nil && strings.ContainsAny(s, "eE") {
+		s = strconv.FormatFloat(f, 'f', -1, 64) // as many languages write what is very large or small
 	}
 	if (oncemill.ClaimOptions{Amount: s}).Check() != nil || s == "" {
 		b.fail(field, "decimal_parsing", "Input should be a decimal number such as 452.00, of at most 30 digits before the point and 20 behind it")
@@ -189,7 +193,11 @@ func (b *body) integer(field string) int64 {
 	if !b.has(field) {
 		return 0
 	}
-	n, err := strconv.ParseInt(string(b.members[field]), 10, 64)
+	raw := string(b.members[field])
+	n, err := strconv.ParseInt(raw, 10, 64)
+	if f, errFloat := strconv.ParseFloat(raw, 64); err != nil && errFloat == nil && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+		n, err = int64(f), nil // 42.0 is a whole number, too
+	}
 	if err != nil || n < 1 {
 		b.fail(field, "int_type", "Input should be a valid integer above 0")
 	}
@@ -217,10 +225,31 @@ func (b *body) result(missing, objects bool) []byte {
 		b.fail("result", "missing", "Field required")
 	case raw != nil && objects && raw[0] != '{':
 		b.fail("result", "dict_type", "Input should be a valid dictionary")
+	case tooDeep(raw):
+		b.fail("result", "too_deep", fmt.Sprintf("result is nested deeper than %d", mostDepth))
 	case len(raw) > oncemill.MostResult:
 		b.fail("result", "too_long", tooLargeResult)
 	}
 	return raw
+}
+
+// tooDeep reports whether JSON is nested deeper than many programs can read it.
+func tooDeep(text []byte) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(text) && depth <= mostDepth; i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return depth > mostDepth
 }
 
 var noncePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{22,128}$`)

@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"github.com/oncemill/oncemill"
@@ -29,17 +28,14 @@ const (
 
 // secret is the key of the HMAC, once it is known.
 type secret struct {
-	loading sync.Mutex
-	key     atomic.Pointer[[]byte]
+	key atomic.Pointer[[]byte]
 }
 
-// load reads the key, or makes it.
+// load reads the key, or makes it. Several may do so at a time, and have the same one.
 func (s *secret) load(ctx context.Context, in *oncemill.Inbox) error {
 	if s.key.Load() != nil {
 		return nil
 	}
-	s.loading.Lock()
-	defer s.loading.Unlock()
 	table := schema.Quote(in.Schema) + ".secrets"
 	made := make([]byte, secretSize)
 	_, _ = rand.Read(made) // it never fails

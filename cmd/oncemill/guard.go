@@ -97,7 +97,7 @@ func (o guardOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	db := sql.OpenDB(connector)
+	db := sql.OpenDB(guard.Connector(connector))
 	defer db.Close()
 	db.SetMaxOpenConns(*o.connections)
 	db.SetMaxIdleConns(*o.connections)
