@@ -24,9 +24,13 @@ import (
 // nonce, which each has, and a settlement by its token. A claim whose INSERT is still
 // under way makes the second one wait for it.
 
-// groupLanes is how many statements are under way at a time. While one waits for the
-// disk, the other is worked on.
-const groupLanes = 2
+// Normally there is one statement under way at a time: the fuller it is, the less work it
+// is for each. A second one joins it while it takes longer than slowStatement, as where it
+// waits for a slow disk or for a key.
+const (
+	groupLanes    = 2
+	slowStatement = 20 * time.Millisecond
+)
 
 // groups collects what waits for a statement. The zero value is ready.
 type groups struct {
@@ -65,19 +69,29 @@ func (in *Inbox) share(work context.Context, m *grouped) outcome {
 	g := &in.groups
 	g.mu.Lock()
 	g.waiting = append(g.waiting, m)
-	free := g.lanes < groupLanes
-	if free {
-		g.lanes++
-	}
+	in.openLane(1)
 	g.mu.Unlock()
-	if free {
-		go in.runLane()
+	slow := time.NewTimer(slowStatement)
+	defer slow.Stop()
+	for {
+		select {
+		case <-m.done:
+			return m.outcome
+		case <-slow.C:
+			g.mu.Lock()
+			in.openLane(groupLanes)
+			g.mu.Unlock()
+		case <-work.Done():
+			return outcome{ambiguous: !g.leave(m)}
+		}
 	}
-	select {
-	case <-m.done:
-		return m.outcome
-	case <-work.Done():
-		return outcome{ambiguous: !g.leave(m)}
+}
+
+// openLane has somebody work on what waits, unless so many do. The caller holds groups.mu.
+func (in *Inbox) openLane(most int) {
+	if g := &in.groups; g.lanes < most && len(g.waiting) > 0 {
+		g.lanes++
+		go in.runLane()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // sharing is an Inbox whose claims share statements.
@@ -316,10 +317,13 @@ func TestSharedStatementsReadNoWholeTable(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.exec(`ALTER TABLE oncemill.claims SET (autovacuum_enabled = off)`)
-	db := f.open("postgres", f.url)
+	db := testenv.OpenByIndex(t, f.url)
 	db.SetMaxOpenConns(2)
 	db.SetMaxIdleConns(2)
-	c := sharing(db).Consumer("test")
+	in := sharing(db)
+	must(t, in.Check(within(t)))
+	wantText(t, sharing(f.db).Check(within(t)), "Inbox.ClaimBatch", "PlanByIndex", "0")
+	c := in.Consumer("test")
 	round := func(n int) {
 		for i := range 12 {
 			together(16, func(j int) {

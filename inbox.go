@@ -62,8 +62,8 @@ type Inbox struct {
 	// write nothing besides, may share a transaction when they come at the same time: one
 	// disk flush for all. It changes nothing else. Claims with a ClaimOptions.Origin, such
 	// as those of middleware.Guard, and with anything to be written when they are settled,
-	// have a transaction each. 0 or 1: each its own. 64 is a good number for a server, which
-	// should have a connector like guard.Connector.
+	// have a transaction each. 0 or 1: each its own. 64 is a good number for a server. The
+	// DB's connections must be those of PlanByIndex.
 	ClaimBatch int
 
 	// EventRetention is how long Run keeps the events of guarded claims. 0 means 90
@@ -239,5 +239,8 @@ func (in *Inbox) Check(ctx context.Context) error {
 	if err := in.validate(); err != nil {
 		return err
 	}
-	return markUnavailable(dbcheck.Check(ctx, in.DB, in.Schema))
+	if err := dbcheck.Check(ctx, in.DB, in.Schema); err != nil {
+		return markUnavailable(err)
+	}
+	return in.checkPlans(ctx)
 }

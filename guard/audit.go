@@ -53,7 +53,7 @@ type auditList struct {
 
 // audit answers GET /audit: claims, the newest first.
 func (c *call) audit(ids) error {
-	q := c.query("agent_id", "action", "status", "from_ts", "to_ts", "limit", "offset", "cursor", "tenant")
+	q := c.query("request_id", "agent_id", "action", "status", "from_ts", "to_ts", "limit", "offset", "cursor", "tenant")
 	consumers, err := c.mayRead(q.text("tenant"))
 	if err != nil {
 		return err
@@ -94,6 +94,7 @@ func (c *call) auditFilter(f *filter, q *query) (from string) {
 	from = c.h.table("claims") + " AS t"
 	f.and("t.claimed_at IS NOT NULL")
 	f.times(q, "t.claimed_at")
+	f.equal("t.key", q.text("request_id"))
 	f.equal("t.agent", q.text("agent_id"))
 	switch action := q.text("action"); {
 	case action != "" && c.h.Legacy:
@@ -125,7 +126,8 @@ const inDoubt = "(t.in_doubt_since IS NOT NULL OR t.lease_until < clock_timestam
 func (c *call) count(list *auditList, f filter, from string, consumers []string) error {
 	text := `SELECT count(*) FROM (
 	SELECT FROM unnest(` + f.arg(textArray(consumers)) + `::text::text[]) AS who (name), LATERAL (
-		SELECT FROM ` + from + ` WHERE t.consumer = who.name AND ` + f.sql() + ` LIMIT ` + strconv.Itoa(countUpTo+1) + `
+		SELECT FROM ` + from + ` WHERE t.consumer = who.name AND ` + f.sql() + `
+		ORDER BY t.claimed_at DESC, t.key DESC LIMIT ` + strconv.Itoa(countUpTo+1) + `
 	) AS t LIMIT ` + strconv.Itoa(countUpTo+1) + `) AS counted`
 	err := c.h.read(c.r.Context(), text, f.args, func(rows *sql.Rows) error { return rows.Scan(&list.Total) })
 	if list.Total > countUpTo {

@@ -53,7 +53,7 @@ func TestTheCommandsOfTheDocumentation(t *testing.T) {
 // documented returns the address of a guard as the page has it started, and its audit
 // token.
 func documented(t *testing.T) (address, audit string) {
-	db := testenv.DB(t)
+	db := testenv.OpenByIndex(t, testenv.PostgresURL(t))
 	if err := oncemill.Migrate(t.Context(), db, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -36,22 +36,29 @@ func (c *call) attempt(id ids) (claim *oncemill.Claim, is string, err error) {
 	return nil, "", errSettlementToken
 }
 
+// anyAttempt prefers what is not settled yet, of the readings of a path.
 func (c *call) anyAttempt(consumer *oncemill.Consumer, id ids) (claim *oncemill.Claim, is string, err error) {
-	for _, is := range id {
-		if wrongID(is) != "" {
+	for _, reading := range id {
+		if wrongID(reading) != "" {
 			continue
 		}
-		held, err := consumer.Held(c.r.Context(), is)
-		if err != nil {
+		held, err := consumer.Held(c.r.Context(), reading)
+		switch {
+		case err != nil:
 			return nil, "", err
+		case held == nil, claim != nil && held.Outcome != "":
+			continue
 		}
-		if held != nil {
-			claim := consumer.Resume(is, held.Token)
-			claim.SetActor(c.actor)
+		claim, is = consumer.Resume(reading, held.Token), reading
+		claim.SetActor(c.actor)
+		if held.Outcome == "" {
 			return claim, is, nil
 		}
 	}
-	return nil, "", notFound
+	if claim == nil {
+		return nil, "", notFound
+	}
+	return claim, is, nil
 }
 
 // settle answers POST /settle/ID: the effect happened.

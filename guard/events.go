@@ -224,7 +224,7 @@ func (c *call) summary(ids) error {
 	text := `SELECT consumer, action, currency, count(*), COALESCE(sum(amount), 0)::text
 FROM ` + c.h.table("events") + ` AS t
 WHERE consumer = ANY (` + f.arg(textArray(consumers)) + `::text::text[]) AND kind IN ('blocked', 'conflict')
-	AND kind NOT IN ('claimed', 'settled', 'extended') AND ` + f.sql() + `
+	AND kind NOT IN ('claimed', 'settled') AND ` + f.sql() + `
 GROUP BY 1, 2, 3 ORDER BY 1, 2, 3`
 	err = c.h.read(c.r.Context(), text, f.args, func(rows *sql.Rows) error {
 		var consumer string

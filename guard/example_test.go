@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	_ "github.com/lib/pq"
+	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/guard"
@@ -20,10 +20,11 @@ import (
 // A guard as a server of its own. `oncemill guard` is this, with flags.
 func ExampleHandler() {
 	ctx := context.Background()
-	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
+	connector, err := pq.NewConnector(os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
+	db := sql.OpenDB(oncemill.PlanByIndex(connector))
 	db.SetMaxOpenConns(16)
 	db.SetMaxIdleConns(16)
 	handler := &guard.Handler{

@@ -22,7 +22,7 @@ type Handler struct {
 	// Inbox holds the claims. Required. Set its ClaimBatch (64), its DrainTimeout to
 	// less than a caller waits (5 seconds), its Retention to how long a request id shall
 	// be known (a claim that is purged can be made again), and its DB's MaxOpenConns. Open
-	// the DB with a Connector.
+	// the DB with oncemill.PlanByIndex.
 	Inbox *oncemill.Inbox
 
 	// Tenants are whose API keys are accepted. nil: a request needs none, which is for

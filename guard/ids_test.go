@@ -88,6 +88,12 @@ func TestWithoutATokenThePathMeansWhatIsThere(t *testing.T) {
 	s.post("/settle/a%2Fb", `{"result":{}}`).is(200, `{"status":"committed","request_id":"a/b"}`)
 	s.claim("c?")
 	s.post("/settle/c?", `{"result":{}}`).is(200, `{"status":"committed","request_id":"c?"}`)
+
+	s.claim("d/e") // and of two that are there, the one that is not settled
+	s.claim("d%2Fe")
+	s.post("/settle/d/e", `{"result":{}}`).is(200, `{"status":"committed","request_id":"d/e"}`)
+	s.post("/settle/d%2Fe", `{"result":{}}`).is(200, `{"status":"committed","request_id":"d%2Fe"}`)
+	s.post("/settle/d/e", `{"result":{}}`).is(200, `{"status":"already_committed","request_id":"d/e"}`)
 }
 
 func TestWhatCannotBeAnID(t *testing.T) {

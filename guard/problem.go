@@ -131,7 +131,7 @@ func unavailable(err error) problem {
 
 func isReadOnly(err error) bool {
 	var state interface{ SQLState() string }
-	return errors.Is(err, oncemill.ErrReadOnly) || errors.As(err, &state) && state.SQLState() == "25006"
+	return errors.Is(err, oncemill.ErrReadOnly) || errors.As(err, &state) && (state.SQLState() == "25006" || state.SQLState() == "0A000") // a replica refuses BEGIN READ WRITE
 }
 
 // write answers with JSON. What cannot be sent any more, nobody waits for.

@@ -58,7 +58,7 @@ func (s *site) at(address string, changes ...func(*guard.Handler)) *site {
 
 func (s *site) unchecked(address string, changes ...func(*guard.Handler)) *site {
 	s.t.Helper()
-	db := testenv.Open(s.t, address)
+	db := testenv.OpenByIndex(s.t, address)
 	db.SetMaxOpenConns(8)
 	db.SetMaxIdleConns(8)
 	a := &site{t: s.t, url: s.url, db: s.db, log: new(logbook)}

@@ -164,6 +164,7 @@ func TestALegacyClientFindsItsScopeByAction(t *testing.T) {
 	s.get("/audit?action=key-1&status=COMMITTED&limit=1").is(200, `{"items":[`+settledRow+`],"rows":[`+settledRow+`],"total":1,"limit":1,"offset":0,"next_cursor":"*"}`)
 	s.get("/audit?action=key-1").lists("request_id", "crew:key-1:key-1", "crew:key-1:other", "crew:tool_execution:key-1")
 	s.get("/audit?action=key-3").is(200, `{"items":[],"rows":[],"total":0,"limit":100,"offset":0,"next_cursor":null}`)
+	s.get("/audit?request_id=crew:key-1:other").lists("request_id", "crew:key-1:other")
 	strict := s.another()
 	strict.get("/audit?action=key-1").refused(403, "audit_token", "audit access required")
 	strict.get("/audit?action=key-1", asAuditor).lists("request_id", "crew:key-1:key-1", "crew:key-1:other")

@@ -34,7 +34,7 @@ DROP INDEX oncemill.claims_by_age;
 
 CREATE INDEX claims_by_age ON oncemill.claims (consumer, settled_at) WHERE settled_at IS NOT NULL;
 
--- Lists of events, in the order of time. Most events are of three kinds: a list of one of
+-- Lists of events, in the order of time. Most events are of two kinds: a list of one of
 -- these is found by time, one of another kind by its own index.
 DROP INDEX oncemill.events_by_age;
 
@@ -49,7 +49,9 @@ CREATE INDEX events_by_agent ON oncemill.events (consumer, agent, at, id) WHERE 
 -- Few events have an amount.
 CREATE INDEX events_by_amount ON oncemill.events (consumer, amount) WHERE amount IS NOT NULL;
 
-CREATE INDEX events_rare ON oncemill.events (consumer, kind, at, id) WHERE kind NOT IN ('claimed', 'settled', 'extended');
+CREATE INDEX events_rare ON oncemill.events (consumer, kind, at, id) WHERE kind NOT IN ('claimed', 'settled');
+
+CREATE INDEX events_by_currency ON oncemill.events (consumer, currency, at, id) WHERE currency IS NOT NULL;
 
 -- What all the guards of an installation know, and nobody else: made by the first of
 -- them.
@@ -66,6 +68,8 @@ INSERT INTO oncemill.schema_version (version) VALUES (4);
 DROP TABLE oncemill.secrets;
 
 DELETE FROM oncemill.events WHERE kind = 'repeated';
+
+DROP INDEX oncemill.events_by_currency;
 
 DROP INDEX oncemill.events_rare;
 

@@ -97,7 +97,7 @@ func (o guardOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	db := sql.OpenDB(guard.Connector(connector))
+	db := sql.OpenDB(oncemill.PlanByIndex(connector))
 	defer db.Close()
 	db.SetMaxOpenConns(*o.connections)
 	db.SetMaxIdleConns(*o.connections)

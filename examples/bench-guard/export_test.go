@@ -33,3 +33,6 @@ func Median(values []float64) float64 { return median(values) }
 
 // P99 is p99.
 func P99(times []time.Duration) time.Duration { return p99(times) }
+
+// LimitSQL is what the limit runs.
+const LimitSQL = limitSQL

@@ -17,20 +17,20 @@ type limit struct {
 }
 
 const (
-	limitLanes = 2  // statements at a time
+	limitLanes = 1  // statements at a time
 	limitBatch = 64 // claims and settlements in one
 )
 
-// limitSQL is groupSQL of the file group.go: claims the keys of $4, settles those of $16,
-// and notes both in the events.
+// limitSQL is groupSQL of the file group.go, as a test wants it: it claims the keys of $4,
+// settles those of $16, and notes both in the events.
 const limitSQL = `
 WITH session AS MATERIALIZED (
 	SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
 			WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
 		set_config('lock_timeout', $1, true), clock_timestamp() AS now
 ), asked AS MATERIALIZED (
-	SELECT * FROM unnest($3::text::text[], $4::text::text[], $5::text::bigint[], $6::text::text[], $7::text::text[], $8::text::text[],
-			$9::text::text[], $10::text::text[], $11::text::text[], $12::text::text[], $13::text::text[], $14::text::text[])
+	SELECT * FROM unnest((SELECT $3::text::text[]), (SELECT $4::text::text[]), (SELECT $5::text::bigint[]), (SELECT $6::text::text[]), (SELECT $7::text::text[]), (SELECT $8::text::text[]),
+			(SELECT $9::text::text[]), (SELECT $10::text::text[]), (SELECT $11::text::text[]), (SELECT $12::text::text[]), (SELECT $13::text::text[]), (SELECT $14::text::text[]))
 		WITH ORDINALITY AS asked (consumer, key, lease, fingerprint, action, agent, scope, amount, currency, nonce, payload, actor, nth)
 	ORDER BY consumer COLLATE "C", key COLLATE "C"
 ), won AS (
@@ -42,14 +42,14 @@ WITH session AS MATERIALIZED (
 	ON CONFLICT (consumer, key) DO NOTHING
 	RETURNING consumer, key, token, claimed_at, lease_until
 ), ending AS MATERIALIZED (
-	SELECT * FROM unnest($15::text::text[], $16::text::text[], $17::text::bigint[], $18::text::text[], $19::text::text[])
+	SELECT * FROM unnest((SELECT $15::text::text[]), (SELECT $16::text::text[]), (SELECT $17::text::bigint[]), (SELECT $18::text::text[]), (SELECT $19::text::text[]))
 		WITH ORDINALITY AS ending (consumer, key, token, result, actor, nth)
 	ORDER BY consumer COLLATE "C", key COLLATE "C"
 ), ended AS (
 	UPDATE oncemill.claims AS c SET settled_at = clock_timestamp(), outcome = 'settled', result = ending.result::bytea, reason = NULL,
 		in_doubt_since = NULL, ask_after = NULL
 	FROM session CROSS JOIN ending
-	WHERE c.consumer = ending.consumer AND c.key = ending.key AND c.token = ending.token AND c.settled_at IS NULL
+	WHERE c.consumer = ending.consumer AND c.key = ending.key AND c.token = ending.token AND c.outcome IS NULL AND c.in_doubt_since IS NULL
 	RETURNING c.*, ending.actor, ending.nth
 ), unparked AS (
 	DELETE FROM oncemill.parked AS p USING ended WHERE p.consumer = ended.consumer AND p.key = ended.key

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lib/pq"
+
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/examples/internal/crew"
 	"github.com/oncemill/oncemill/testcontainers/postgres"
@@ -56,9 +58,11 @@ func (s *stage) startPostgres(ctx context.Context) (err error) {
 	if s.address, err = crew.CreateDatabase(ctx, s.server, "bench"); err != nil {
 		return err
 	}
-	if s.db, err = sql.Open("postgres", s.address); err != nil {
+	connector, err := pq.NewConnector(s.address)
+	if err != nil {
 		return err
 	}
+	s.db = sql.OpenDB(oncemill.PlanByIndex(connector))
 	s.closers = append(s.closers, s.db.Close)
 	s.db.SetMaxIdleConns(limitLanes + 1) // one to count with
 	return oncemill.Migrate(ctx, s.db, "")

@@ -31,7 +31,7 @@ const auditToken = "the-token-of-the-operator-of-all-tenants"
 // real starts a guard, behind what a test puts in front of it, and returns a client of it.
 func real(t *testing.T, tenants *guard.Tenants, before func(guard http.Handler) http.Handler) *client.Client {
 	t.Helper()
-	db := testenv.DB(t)
+	db := testenv.OpenByIndex(t, testenv.PostgresURL(t))
 	db.SetMaxIdleConns(8)
 	h := &guard.Handler{
 		Inbox:   &oncemill.Inbox{DB: db, ClaimBatch: 64, DrainTimeout: 5 * time.Second},

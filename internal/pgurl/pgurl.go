@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/lib/pq"
 )
@@ -39,12 +40,19 @@ func Normal(address string) string {
 	return u.String()
 }
 
+// connectTimeout is what counts where the connection string says nothing.
+const connectTimeout = 5 * time.Second
+
 // Connector returns lib/pq's connector for a connection string. Its error wraps
-// ErrSyntax.
+// ErrSyntax. Where the string has no connect_timeout, it is 5 seconds: lib/pq does not
+// heed its context while it waits for a server that takes a connection and says nothing.
 func Connector(address string) (*pq.Connector, error) {
-	connector, err := pq.NewConnector(Normal(address))
+	config, err := pq.NewConfig(Normal(address))
 	if err == nil {
-		return connector, nil
+		if config.ConnectTimeout == 0 {
+			config.ConnectTimeout = connectTimeout
+		}
+		return pq.NewConnectorConfig(config)
 	}
 	// The error may quote a part of the string, and in one that could not be
 	// taken apart that part may be of the password.

@@ -16,6 +16,10 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/oncemill/oncemill"
 )
 
 // The environment variables that name the servers.
@@ -47,6 +51,18 @@ func Open(t testing.TB, address string) *sql.DB {
 	if err != nil {
 		t.Fatalf("open the test's database: %v", err)
 	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// OpenByIndex is Open with connections as oncemill.PlanByIndex makes them.
+func OpenByIndex(t testing.TB, address string) *sql.DB {
+	t.Helper()
+	connector, err := pq.NewConnector(address)
+	if err != nil {
+		t.Fatalf("open the test's database: %v", err)
+	}
+	db := sql.OpenDB(oncemill.PlanByIndex(connector))
 	t.Cleanup(func() { db.Close() })
 	return db
 }

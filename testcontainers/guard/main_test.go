@@ -1,0 +1,54 @@
+package guard_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(roleVariable); text != "" {
+		if err := play(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// limit is how long a test waits for what should happen soon, so that one that hangs says
+// where.
+const limit = 60 * time.Second
+
+// eventually waits until something is so that gives no signal.
+func eventually(t testing.TB, what string, condition func() bool, state ...func() string) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for !condition() {
+		if time.Now().After(deadline) {
+			for _, s := range state {
+				t.Log(s())
+			}
+			t.Fatalf("still not so: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
