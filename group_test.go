@@ -32,8 +32,9 @@ func TestClaimBatchIsChecked(t *testing.T) {
 	for _, n := range []int{-1, 1001} {
 		wantText(t, (&oncemill.Inbox{DB: f.db, ClaimBatch: n}).Check(within(t)), "Inbox.ClaimBatch", "from 0 to 1000")
 	}
+	db := testenv.OpenByIndex(t, f.url)
 	for _, n := range []int{0, 1, 2, 1000} {
-		in := &oncemill.Inbox{DB: f.db, ClaimBatch: n}
+		in := &oncemill.Inbox{DB: db, ClaimBatch: n}
 		must(t, in.Check(within(t)))
 		must(t, claim(t, in.Consumer("test"), fmt.Sprint(n), oncemill.ClaimOptions{}).Settle(within(t), nil, nil))
 	}
