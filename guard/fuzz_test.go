@@ -37,8 +37,8 @@ func fuzzed(f *testing.F) *guard.Handler {
 func ask(t *testing.T, h *guard.Handler, method, target, body string, headers ...string) *recorder {
 	t.Helper()
 	u, err := url.ParseRequestURI(target)
-	if err != nil {
-		t.Skip("no server would take it")
+	if err != nil { // no server would take it
+		return newRecorder()
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
