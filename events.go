@@ -27,12 +27,14 @@ const (
 	EventRefused   EventKind = "refused"    // an end by somebody whose claim it is no longer
 )
 
-// Blocked is how many effects of a consumer did not happen a second time.
+// Blocked is how many effects of a consumer did not happen a second time. A key that was
+// claimed again several times is one effect, and its amount counts once.
 type Blocked struct {
 	Consumer string `json:"consumer"`
 	Currency string `json:"currency"` // as given to Claim; "": none was
 	Claims   int64  `json:"claims"`   // how many were refused
-	Amount   string `json:"amount"`   // the sum of their amounts, as a decimal number
+	Effects  int64  `json:"effects"`  // of how many keys
+	Amount   string `json:"amount"`   // the sum of their amounts, of each key the largest, as a decimal number
 }
 
 // Blocked sums up the claims that were refused from one time up to, but without,
@@ -41,12 +43,16 @@ type Blocked struct {
 func (in *Inbox) Blocked(ctx context.Context, consumer string, from, to time.Time) ([]Blocked, error) {
 	in.start.Do(in.setUp)
 	rows, err := in.DB.QueryContext(ctx, in.sql.in(`
-SELECT consumer, COALESCE(currency, ''), count(*), COALESCE(sum(amount), 0)::text
-FROM {schema}.events
-WHERE kind IN ('blocked', 'conflict') AND at >= $2 AND at < $3 AND ($1 = '' OR consumer = $1)
+SELECT consumer, currency, sum(claims)::bigint, count(*), COALESCE(sum(amount), 0)::text
+FROM (
+	SELECT consumer, key, COALESCE(currency, '') AS currency, count(*) AS claims, max(amount) AS amount
+	FROM {schema}.events
+	WHERE kind IN ('blocked', 'conflict') AND at >= $2 AND at < $3 AND ($1 = '' OR consumer = $1)
+	GROUP BY 1, 2, 3
+) AS of_each
 GROUP BY 1, 2 ORDER BY 1, 2`), consumer, from, to)
 	return collect("sum up what was blocked", rows, err, func(rows *sql.Rows) (b Blocked, err error) {
-		err = rows.Scan(&b.Consumer, &b.Currency, &b.Claims, &b.Amount)
+		err = rows.Scan(&b.Consumer, &b.Currency, &b.Claims, &b.Effects, &b.Amount)
 		return b, err
 	})
 }

@@ -71,7 +71,15 @@ func TestASettledClaimAnswersWithItsResult(t *testing.T) {
 	f.wantEvents("k", oncemill.EventClaimed, oncemill.EventSettled, oncemill.EventBlocked)
 	blocked, err := (&oncemill.Inbox{DB: f.db}).Blocked(within(t), "", time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	must(t, err)
-	if len(blocked) != 1 || blocked[0] != (oncemill.Blocked{Consumer: "test", Currency: "USD", Claims: 1, Amount: "452.00"}) {
+	if len(blocked) != 1 || blocked[0] != (oncemill.Blocked{Consumer: "test", Currency: "USD", Claims: 1, Effects: 1, Amount: "452.00"}) {
+		t.Errorf("got %+v", blocked)
+	}
+
+	// It asks again, and does not say what it is about.
+	refused(t, c, "k", oncemill.ClaimOptions{}, oncemill.ErrSettled)
+	blocked, err = (&oncemill.Inbox{DB: f.db}).Blocked(within(t), "", time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	must(t, err)
+	if len(blocked) != 1 || blocked[0] != (oncemill.Blocked{Consumer: "test", Currency: "USD", Claims: 2, Effects: 1, Amount: "452.00"}) {
 		t.Errorf("got %+v", blocked)
 	}
 }

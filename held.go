@@ -97,6 +97,19 @@ func (g *guardTx) claimEvent(kind EventKind, token int64, note string) event {
 	return event{kind: kind, token: token, note: note, about: o.about(), payload: o.Payload, actor: o.Actor}
 }
 
+// refusalEvent is an event about somebody who is refused because of a claim. What they
+// have not said themselves it takes from the claim, but for who they are.
+func (g *guardTx) refusalEvent(kind EventKind, held *Held, note string) event {
+	e := g.claimEvent(kind, held.Token, note)
+	if e.about.amount == "" && e.about.currency == "" {
+		e.about.amount, e.about.currency = held.Amount, held.Currency
+	}
+	if e.about.action == "" {
+		e.about.action = held.Action
+	}
+	return e
+}
+
 // heldSQL reads a claim. $3 and $4 are how long the provider knows the key, and how long
 // the next lease would be; $5 and $6 are the caller's nonce, and for how long it counts.
 const heldSQL = `
@@ -151,7 +164,7 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 	o := &g.d.opts
 	switch {
 	case o.Fingerprint != nil && held.fingerprint != nil && !bytes.Equal(o.Fingerprint, held.fingerprint):
-		return nil, &heldError{ErrKeyReused, held}, g.event(g.claimEvent(EventConflict, held.Token, ""))
+		return nil, &heldError{ErrKeyReused, held}, g.event(g.refusalEvent(EventConflict, held, ""))
 	case held.Outcome != "":
 		refused = fmt.Errorf("%w: as %s", ErrSettled, held.Outcome)
 	case held.repeated && bytes.Equal(o.Fingerprint, held.fingerprint):
@@ -174,7 +187,7 @@ func (g *guardTx) takeHeld() (taken *Held, refused, err error) {
 		refused = fmt.Errorf("%w, for at most %v", ErrInFlight, held.Remaining.Round(time.Millisecond))
 	}
 	if err == nil && !(o.Patient && errors.Is(refused, ErrInFlight)) {
-		err = g.event(g.claimEvent(EventBlocked, held.Token, refused.Error()))
+		err = g.event(g.refusalEvent(EventBlocked, held, refused.Error()))
 	}
 	return nil, &heldError{refused, held}, err
 }

@@ -39,6 +39,9 @@ type auditItem struct {
 	Amount     *string   `json:"amount"`
 	Currency   *string   `json:"currency"`
 	Tenant     *string   `json:"tenant"`
+
+	// ProviderKey is what the attempts were told to give the provider as their id.
+	ProviderKey string `json:"provider_key"`
 }
 
 type auditList struct {
@@ -166,6 +169,7 @@ func scanClaim(rows *sql.Rows) (i auditItem, consumer string, err error) {
 	err = rows.Scan(&consumer, &i.RequestID, &i.Action, &i.AgentID, &outcome, &result, &claimed, &settled,
 		&i.InDoubt, &i.Reason, &i.Attempt, &lease, &i.Amount, &i.Currency)
 	i.ClaimedAt, i.LeaseUntil, i.CommittedAt = timestamp(claimed), timestamp(lease), timestamp(settled.Time)
+	i.ProviderKey = oncemill.ProviderKey(consumer, i.RequestID)
 	i.Result, i.Tenant = existing(result), optional(tenantOf(consumer))
 	switch outcome {
 	case "":

@@ -34,6 +34,7 @@ type reply struct {
 	AgentID         *string         `json:"agent_id"`
 	SettlementToken string          `json:"settlement_token,omitempty"`
 	LeaseUntil      timestamp       `json:"lease_until,omitzero"`
+	ProviderKey     string          `json:"provider_key,omitempty"`
 	Existing        json.RawMessage `json:"existing,omitempty"`
 	Failed          bool            `json:"failed,omitempty"`
 	InDoubt         bool            `json:"in_doubt,omitempty"`
@@ -177,7 +178,7 @@ func (c *call) claimAs(req claimRequest) (reply, error) {
 	case err == nil:
 		return reply{
 			Status: statusProceed, RequestID: req.id, AgentID: optional(req.opts.Agent),
-			SettlementToken: c.h.secret.sign(consumer.Name(), req.id, claim.Token()), LeaseUntil: timestamp(claim.LeaseUntil()),
+			SettlementToken: c.h.secret.sign(consumer.Name(), req.id, claim.Token()), LeaseUntil: timestamp(claim.LeaseUntil()), ProviderKey: claim.ProviderKey(),
 		}, nil
 	case errors.As(err, &e) && (errors.Is(err, oncemill.ErrSettled) || errors.Is(err, oncemill.ErrInFlight) || errors.Is(err, oncemill.ErrInDoubt)):
 		return c.refused(req, e), nil

@@ -204,7 +204,7 @@ func TestOneOfManyProceeds(t *testing.T) {
 	if counts["PROCEED"] != 1 || counts["PENDING"] != callers*len(guards)-1 {
 		t.Errorf("got %v", counts)
 	}
-	s.get("/summary", asAuditor).is(200, `{"items":[{"tenant":null,"action":"charge","currency":"EUR","blocked":23,"amount":"23"}],"blocked":23}`)
+	s.get("/summary", asAuditor).is(200, `{"items":[{"tenant":null,"action":"charge","currency":"EUR","blocked":23,"effects":1,"amount":"1"}],"blocked":23,"effects":1}`)
 }
 
 // Who is gone before the answer will never see a token: the id is free, or with a nonce

@@ -95,7 +95,7 @@ func TestAnOperatorResolvesWhatIsInDoubt(t *testing.T) {
 	s := newSite(t)
 	for verdict, want := range map[string]string{
 		"happened":     `{"status":"SKIP","request_id":"happened","agent_id":null,"existing":{"seen":1}}`,
-		"not happened": `{"status":"PROCEED","request_id":"not happened","agent_id":null,"settlement_token":"*","lease_until":"*"}`,
+		"not happened": `{"status":"PROCEED","request_id":"not happened","agent_id":null,"settlement_token":"*","lease_until":"*","provider_key":"*"}`,
 		"never":        `{"status":"SKIP","request_id":"never","agent_id":null,"failed":true,"reason":"looked at the ledger"}`,
 	} {
 		path := "/resolve/" + strings.ReplaceAll(verdict, " ", "%20")

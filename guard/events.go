@@ -61,10 +61,15 @@ type eventQuery struct {
 	after     *cursor
 }
 
+// eventParameters are what /events can be asked for.
+var eventParameters = []string{
+	"kind", "request_id", "agent_id", "action", "actor", "currency", "min_amount", "max_amount",
+	"from_ts", "to_ts", "order", "limit", "cursor", "tenant", "format",
+}
+
 // events answers GET /events.
 func (c *call) events(ids) error {
-	q := c.query("kind", "request_id", "agent_id", "action", "actor", "currency", "min_amount", "max_amount",
-		"from_ts", "to_ts", "order", "limit", "cursor", "tenant", "format")
+	q := c.query(eventParameters...).only(eventParameters...)
 	consumers, err := c.mayRead(q.text("tenant"))
 	if err != nil {
 		return err
@@ -191,23 +196,30 @@ func (c *call) exportEvents(e eventQuery) error {
 	}
 }
 
+// summaryParameters are what /summary can be asked for.
+var summaryParameters = []string{"agent_id", "action", "from_ts", "to_ts", "tenant"}
+
 // blockedItem sums up what did not happen a second time.
 type blockedItem struct {
 	Tenant   *string `json:"tenant"`
 	Action   *string `json:"action"`
 	Currency *string `json:"currency"`
-	Blocked  int     `json:"blocked"`
-	Amount   string  `json:"amount"`
+	Blocked  int     `json:"blocked"` // claims that were refused
+	Effects  int     `json:"effects"` // of so many ids
+	Amount   string  `json:"amount"`  // of each id once
 }
 
 type blockedList struct {
 	Items   []blockedItem `json:"items"`
 	Blocked int           `json:"blocked"`
+	Effects int           `json:"effects"`
 }
 
-// summary answers GET /summary: claims that were refused, by action and currency.
+// summary answers GET /summary: claims that were refused, by action and currency. Who asks
+// again and again while a claim is pending is refused each time, so that amounts are
+// summed by id. Claims of /claim/test are left out.
 func (c *call) summary(ids) error {
-	q := c.query("agent_id", "action", "from_ts", "to_ts", "tenant")
+	q := c.query(summaryParameters...).only(summaryParameters...)
 	consumers, err := c.mayRead(q.text("tenant"))
 	if err != nil {
 		return err
@@ -221,18 +233,23 @@ func (c *call) summary(ids) error {
 	}
 	list := blockedList{Items: []blockedItem{}}
 	// The kinds that are not among those, in so many words, let the index of the others serve.
-	text := `SELECT consumer, action, currency, count(*), COALESCE(sum(amount), 0)::text
-FROM ` + c.h.table("events") + ` AS t
-WHERE consumer = ANY (` + f.arg(textArray(consumers)) + `::text::text[]) AND kind IN ('blocked', 'conflict')
-	AND kind NOT IN ('claimed', 'settled') AND ` + f.sql() + `
+	text := `SELECT consumer, action, currency, sum(blocked)::bigint, count(*), COALESCE(sum(amount), 0)::text
+FROM (
+	SELECT consumer, key, action, currency, count(*) AS blocked, max(amount) AS amount
+	FROM ` + c.h.table("events") + ` AS t
+	WHERE consumer = ANY (` + f.arg(textArray(consumers)) + `::text::text[]) AND kind IN ('blocked', 'conflict')
+		AND kind NOT IN ('claimed', 'settled') AND key NOT LIKE '` + testPrefix + `%' AND ` + f.sql() + `
+	GROUP BY 1, 2, 3, 4
+) AS of_each
 GROUP BY 1, 2, 3 ORDER BY 1, 2, 3`
 	err = c.h.read(c.r.Context(), text, f.args, func(rows *sql.Rows) error {
 		var consumer string
 		var item blockedItem
-		err := rows.Scan(&consumer, &item.Action, &item.Currency, &item.Blocked, &item.Amount)
+		err := rows.Scan(&consumer, &item.Action, &item.Currency, &item.Blocked, &item.Effects, &item.Amount)
 		item.Tenant = optional(tenantOf(consumer))
 		list.Items = append(list.Items, item)
 		list.Blocked += item.Blocked
+		list.Effects += item.Effects
 		return err
 	})
 	if err != nil {

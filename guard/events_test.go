@@ -197,6 +197,9 @@ func TestTheSummaryAddsUpWhatWasBlocked(t *testing.T) {
 	s.exec(`
 INSERT INTO oncemill.events (consumer, key, kind, at, action, agent, amount, currency)
 VALUES ('guard/acme', 'a', 'blocked', to_timestamp(1000), 'buy', 'bot-1', 100.10, 'USD'),
+	('guard/acme', 'a', 'blocked', to_timestamp(1000), 'buy', 'bot-1', 100.10, 'USD'), -- it has asked again
+	('guard/acme', 'a', 'blocked', to_timestamp(1000), 'buy', 'bot-3', 99, 'USD'),
+	('guard/acme', 'test:a', 'blocked', to_timestamp(1000), 'buy', 'bot-3', 99, 'USD'),
 	('guard/acme', 'b', 'conflict', to_timestamp(1001), 'buy', 'bot-2', 0.20, 'USD'),
 	('guard/acme', 'c', 'blocked', to_timestamp(1002), 'buy', 'bot-1', 7, 'EUR'),
 	('guard/acme', 'd', 'blocked', to_timestamp(1003), 'sell', NULL, NULL, NULL),
@@ -204,22 +207,24 @@ VALUES ('guard/acme', 'a', 'blocked', to_timestamp(1000), 'buy', 'bot-1', 100.10
 	('guard/acme', 'e', 'claimed', to_timestamp(1003), 'sell', NULL, 5, 'USD'),
 	('guard/globex', 'a', 'blocked', to_timestamp(1003), 'buy', 'bot-1', 1, 'USD'),
 	('billing', 'a', 'blocked', to_timestamp(1003), 'buy', 'bot-1', 1, 'USD')`)
-	row := func(tenant, action, currency string, blocked int, amount string) string {
+	row := func(tenant, action, currency string, blocked, effects int, amount string) string {
 		quoted := "null"
 		if currency != "" {
 			quoted = `"` + currency + `"`
 		}
-		return fmt.Sprintf(`{"tenant":%q,"action":%q,"currency":%s,"blocked":%d,"amount":%q}`, tenant, action, quoted, blocked, amount)
+		return fmt.Sprintf(`{"tenant":%q,"action":%q,"currency":%s,"blocked":%d,"effects":%d,"amount":%q}`, tenant, action, quoted, blocked, effects, amount)
 	}
-	eur, usd := row("acme", "buy", "EUR", 1, "7"), row("acme", "buy", "USD", 2, "100.30")
-	sold, theirs := row("acme", "sell", "", 1, "0"), row("globex", "buy", "USD", 1, "1")
-	s.get("/summary", keys["acme"]).is(200, `{"items":[`+eur+`,`+usd+`,`+sold+`],"blocked":4}`)
-	s.get("/summary", asAuditor).is(200, `{"items":[`+eur+`,`+usd+`,`+sold+`,`+theirs+`],"blocked":5}`)
-	s.get("/summary?tenant=globex", asAuditor).is(200, `{"items":[`+theirs+`],"blocked":1}`)
-	s.get("/summary?action=sell", asAuditor).is(200, `{"items":[`+sold+`],"blocked":1}`)
-	s.get("/summary?agent_id=bot-2", asAuditor).is(200, `{"items":[`+row("acme", "buy", "USD", 1, "0.20")+`],"blocked":1}`)
-	s.get("/summary?from_ts=1002&to_ts=1002.5", asAuditor).is(200, `{"items":[`+eur+`],"blocked":1}`)
-	s.get("/summary?from_ts=2000", asAuditor).is(200, `{"items":[],"blocked":0}`)
+	eur, usd := row("acme", "buy", "EUR", 1, 1, "7"), row("acme", "buy", "USD", 4, 2, "100.30")
+	sold, theirs := row("acme", "sell", "", 1, 1, "0"), row("globex", "buy", "USD", 1, 1, "1")
+	s.get("/summary", keys["acme"]).is(200, `{"items":[`+eur+`,`+usd+`,`+sold+`],"blocked":6,"effects":4}`)
+	s.get("/summary", asAuditor).is(200, `{"items":[`+eur+`,`+usd+`,`+sold+`,`+theirs+`],"blocked":7,"effects":5}`)
+	s.get("/summary?tenant=globex", asAuditor).is(200, `{"items":[`+theirs+`],"blocked":1,"effects":1}`)
+	s.get("/summary?action=sell", asAuditor).is(200, `{"items":[`+sold+`],"blocked":1,"effects":1}`)
+	s.get("/summary?agent_id=bot-2", asAuditor).is(200, `{"items":[`+row("acme", "buy", "USD", 1, 1, "0.20")+`],"blocked":1,"effects":1}`)
+	s.get("/summary?from_ts=1002&to_ts=1002.5", asAuditor).is(200, `{"items":[`+eur+`],"blocked":1,"effects":1}`)
+	s.get("/summary?from_ts=2000", asAuditor).is(200, `{"items":[],"blocked":0,"effects":0}`)
+	s.get("/summary?from=1002", asAuditor).invalid("query", "from", "from_ts")
+	s.get("/events?from=1002", asAuditor).invalid("query", "from", "from_ts")
 }
 
 // What is stored may be from elsewhere, and no JSON.

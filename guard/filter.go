@@ -36,6 +36,17 @@ func (c *call) query(known ...string) *query {
 	return q
 }
 
+// only refuses parameters that are not known: a misspelt one would make the answer one to
+// another question. Where old clients ask it is not used.
+func (q *query) only(known ...string) *query {
+	for parameter := range q.values {
+		if !slices.Contains(known, parameter) {
+			q.fail(parameter, "extra_forbidden", "there is no such parameter; there are "+strings.Join(known, ", "))
+		}
+	}
+	return q
+}
+
 func (q *query) fail(parameter, kind, msg string) {
 	q.wrong = append(q.wrong, fieldError{Type: kind, Loc: []any{"query", parameter}, Msg: msg})
 }

@@ -81,11 +81,11 @@ func TestAnotherTenantsIDIsAsIfNobodyHadIt(t *testing.T) {
 		s.get("/events", keys["acme"]).lists("request_id")
 		s.get("/audit?tenant=globex", keys["acme"]).refused(403, "audit_token", "audit access required")
 		s.get("/audit?tenant=initech", keys["acme"]).refused(403, "audit_token", "audit access required")
-		s.get("/summary", keys["acme"]).is(200, `{"items":[],"blocked":0}`)
+		s.get("/summary", keys["acme"]).is(200, `{"items":[],"blocked":0,"effects":0}`)
 		s.post("/sweep", "", keys["acme"]).is(200, `{"swept":0,"stale_pending":0,"requires_reconciliation":false,"action":"none"}`)
 		s.post("/sweep", "", keys["globex"]).is(200, `{"swept":0,"stale_pending":1,"requires_reconciliation":true,"action":"none"}`)
 		s.post("/claim", `{"request_id":"theirs-3","action":"a","replay":true,"fingerprint":"f"}`, keys["acme"], theirs).
-			is(200, `{"status":"PROCEED","request_id":"theirs-3","agent_id":null,"settlement_token":"*","lease_until":"*"}`)
+			is(200, `{"status":"PROCEED","request_id":"theirs-3","agent_id":null,"settlement_token":"*","lease_until":"*","provider_key":"*"}`)
 		s.get("/events?kind=claimed", keys["acme"]).lists("tenant", "acme")
 		s.get("/audit?tenant=globex", asAuditor).lists("request_id", "theirs-4", "theirs-3", "theirs-2", "theirs-1")
 		s.get("/audit?tenant=initech", asAuditor).invalid("query", "tenant", `no tenant "initech"`)

@@ -182,8 +182,8 @@ func (b *body) decimal(field string) (s string) {
 	} else if f, err := strconv.ParseFloat(s, 64); err == nil && strings.ContainsAny(s, "eE") {
 		s = strconv.FormatFloat(f, 'f', -1, 64) // as many languages write what is very large or small
 	}
-	if (oncemill.ClaimOptions{Amount: s}).Check() != nil || s == "" {
-		b.fail(field, "decimal_parsing", "Input should be a decimal number such as 452.00, of at most 30 digits before the point and 20 behind it")
+	if (oncemill.ClaimOptions{Amount: s}).Check() != nil || s == "" || s[0] == '-' {
+		b.fail(field, "decimal_parsing", "Input should be a decimal number of at least 0 such as 452.00, of at most 30 digits before the point and 20 behind it")
 	}
 	return s
 }

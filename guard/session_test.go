@@ -41,7 +41,7 @@ func TestTwoBotsOrderEachOrderOnce(t *testing.T) {
 		}
 		s.get("/events?kind=blocked&request_id="+id, asAuditor).lists("amount", o.amount)
 	}
-	s.get("/summary?action=order", asAuditor).is(200, `{"items":[{"tenant":null,"action":"order","currency":"USD","blocked":6,"amount":"3653.00"}],"blocked":6}`)
+	s.get("/summary?action=order", asAuditor).is(200, `{"items":[{"tenant":null,"action":"order","currency":"USD","blocked":6,"effects":6,"amount":"3653.00"}],"blocked":6,"effects":6}`)
 	s.get("/audit?status=COMMITTED", asAuditor).is(200, `{"items":["*","*","*","*","*","*"],"total":6,"limit":100,"offset":0,"next_cursor":null}`)
 }
 

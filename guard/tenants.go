@@ -32,8 +32,8 @@ type Tenants struct {
 	Rate  float64
 	Burst int
 
-	// Logger hears when the file was read again, or cannot be used. It gets no keys and no
-	// digests. nil means slog.Default().
+	// Logger hears when the file was read again, or cannot be used, and when a key is still
+	// used that has expired. It gets no keys and no digests. nil means slog.Default().
 	Logger *slog.Logger
 
 	loading sync.Mutex // one reads the file at a time
@@ -47,6 +47,7 @@ type tenantsNow struct {
 	all    []Tenant
 	keys   map[[keyIndex]byte][]knownKey // by the first bytes of their digests
 	limits map[string]*rate.Limiter      // by tenant; nil is no limit
+	warns  map[string]*rate.Limiter      // by the id of a key: how often it is logged
 }
 
 type knownKey struct {
@@ -58,6 +59,7 @@ type knownKey struct {
 const (
 	keyIndex = 8               // bytes
 	rereads  = 2 * time.Second // how often Run looks at the file
+	rewarns  = time.Minute     // how often an expired key that is still used is logged
 )
 
 // Check reads the file, and takes its tenants. Its error names the file, the tenant and
@@ -103,21 +105,24 @@ func (t *Tenants) Run(ctx context.Context) error {
 func (t *Tenants) reread(ctx context.Context) {
 	t.loading.Lock()
 	defer t.loading.Unlock()
-	logger := t.Logger
-	if logger == nil {
-		logger = slog.Default()
-	}
 	switch changed, err := t.load(); {
 	case changed && err != nil:
-		logger.ErrorContext(ctx, "guard: the tenants stay as they were", "error", err)
+		t.logger().ErrorContext(ctx, "guard: the tenants stay as they were", "error", err)
 	case changed:
 		now := t.now.Load()
 		keys := 0
 		for _, some := range now.keys {
 			keys += len(some)
 		}
-		logger.InfoContext(ctx, "guard: the tenants file has changed", "file", t.File, "tenants", len(now.all), "keys", keys)
+		t.logger().InfoContext(ctx, "guard: the tenants file has changed", "file", t.File, "tenants", len(now.all), "keys", keys)
 	}
+}
+
+func (t *Tenants) logger() *slog.Logger {
+	if t.Logger == nil {
+		return slog.Default()
+	}
+	return t.Logger
 }
 
 // load reads the file, and tells whether that came out otherwise than the last time.
@@ -143,19 +148,24 @@ func (t *Tenants) load() (changed bool, err error) {
 
 // take makes tenants of entries. Limits that were there go on as they are filled.
 func (t *Tenants) take(entries []TenantEntry) *tenantsNow {
-	now := &tenantsNow{keys: make(map[[keyIndex]byte][]knownKey), limits: make(map[string]*rate.Limiter)}
+	now := &tenantsNow{
+		keys:   make(map[[keyIndex]byte][]knownKey),
+		limits: make(map[string]*rate.Limiter), warns: make(map[string]*rate.Limiter),
+	}
 	old := t.now.Load()
+	if old == nil {
+		old = new(tenantsNow)
+	}
 	for _, e := range entries {
 		now.all = append(now.all, Tenant{Name: e.Name})
-		var limiter *rate.Limiter
-		if old != nil {
-			limiter = old.limits[e.Name]
-		}
-		now.limits[e.Name] = t.limiter(limiter, e)
+		now.limits[e.Name] = t.limiter(old.limits[e.Name], e)
 		for _, k := range e.Keys {
 			digest := k.digest()
 			index := [keyIndex]byte(digest[:])
 			now.keys[index] = append(now.keys[index], knownKey{digest, k, e.Name})
+			if now.warns[k.ID] = old.warns[k.ID]; now.warns[k.ID] == nil {
+				now.warns[k.ID] = rate.NewLimiter(rate.Every(rewarns), 1)
+			}
 		}
 	}
 	return now
@@ -182,7 +192,8 @@ func (t *Tenants) limiter(had *rate.Limiter, e TenantEntry) *rate.Limiter {
 }
 
 // Find returns the tenant whose API key this is. Keys that are unknown and keys that have
-// expired, by this machine's clock, are the same to the caller. How long it takes does not
+// expired, by this machine's clock, are the same to the caller. That one has expired and is
+// still used is logged, with its id, once a minute at most. How long Find takes does not
 // depend on how much of a key is right: keys are found by their SHA-256.
 func (t *Tenants) Find(apiKey string) (Tenant, bool) {
 	now := t.now.Load()
@@ -196,7 +207,13 @@ func (t *Tenants) Find(apiKey string) (Tenant, bool) {
 			found = k
 		}
 	}
-	if found.tenant == "" || found.entry.Expired(time.Now()) {
+	if found.tenant == "" {
+		return Tenant{}, false
+	}
+	if at := time.Now(); found.entry.Expired(at) {
+		if now.warns[found.entry.ID].AllowN(at, 1) {
+			t.logger().Warn("guard: an expired API key is still used", "tenant", found.tenant, "key", found.entry.ID, "expired", found.entry.Expires)
+		}
 		return Tenant{}, false
 	}
 	return Tenant{Name: found.tenant, KeyID: found.entry.ID, Operator: found.entry.Operator}, true

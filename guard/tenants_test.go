@@ -90,6 +90,52 @@ func TestAnExpiredKeyIsAsUnknown(t *testing.T) {
 	})
 }
 
+// Who runs a guard sees which key a program must be given anew, and nothing of those that
+// somebody guesses.
+func TestAnExpiredKeyThatIsUsedIsLoggedOnceAMinute(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		expire := func(k *guard.KeyEntry) { k.Expires = time.Now() }
+		acmeKey, acme := newTenant("acme", expire)
+		globexKey, globex := newTenant("globex", expire)
+		valid, other := newTenant("other")
+		file := newFile(t, acme, globex, other)
+		tenants, log := running(t, file)
+		unknown, _ := guard.NewAPIKey()
+		use := func() (lines []string) {
+			for range 3 {
+				for apiKey, name := range map[string]string{acmeKey: "", globexKey: "", valid: "other", unknown: "", "": ""} {
+					wantTenant(t, tenants, apiKey, name)
+				}
+			}
+			return log.read()
+		}
+		lines := use()
+		text := strings.Join(lines, "\n")
+		for _, entry := range []guard.TenantEntry{acme, globex} {
+			says := fmt.Sprintf(`"level":"WARN","msg":"guard: an expired API key is still used","tenant":%q,"key":%q,`, entry.Name, entry.Keys[0].ID)
+			if strings.Count(text, says) != 1 {
+				t.Errorf("no %s in\n%s", says, text)
+			}
+		}
+		if len(lines) != 2 || strings.Contains(text, acmeKey[13:]) || strings.Contains(text, acme.Keys[0].SHA256) {
+			t.Errorf("logged\n%s\nwant a line for each key that has expired, without the keys", text)
+		}
+		other.Rate = 5 // another file, with the same keys
+		raw(t, file, mustJSON(t, map[string]any{"tenants": []guard.TenantEntry{acme, globex, other}}))
+		reread()
+		log.read()
+		time.Sleep(57 * time.Second)
+		if lines := use(); len(lines) != 0 {
+			t.Errorf("logged again within the minute: %q", lines)
+		}
+		time.Sleep(2 * time.Second)
+		if lines := use(); len(lines) != 2 {
+			t.Errorf("logged %q a minute later, want a line for each key", lines)
+		}
+	})
+}
+
 // What goes into the places of a tenants file: see correct.
 type parts struct{ top, tenant, key, behind string }
 

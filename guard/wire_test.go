@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-const proceeds = `{"status":"PROCEED","request_id":"order-7","agent_id":null,"settlement_token":"*","lease_until":"*"}`
+const proceeds = `{"status":"PROCEED","request_id":"order-7","agent_id":null,"settlement_token":"*","lease_until":"*","provider_key":"*"}`
 
 // The clients with settlement tokens.
 func TestAClaimProceedsOnceAndIsSkippedWhenItIsSettled(t *testing.T) {
@@ -67,7 +67,7 @@ func TestADuplicateByScopeIsNeverToldAnythingButSkip(t *testing.T) {
 		}
 		const claim = `{"agent_id":"bot-1","action_type":"buy","scope":"TQQQ"}`
 		const id = "bot-1:buy:TQQQ"
-		token := s.post("/claim", claim).is(200, `{"status":"PROCEED","request_id":"bot-1:buy:TQQQ","agent_id":"bot-1","settlement_token":"*","lease_until":"*"}`).settlement()
+		token := s.post("/claim", claim).is(200, `{"status":"PROCEED","request_id":"bot-1:buy:TQQQ","agent_id":"bot-1","settlement_token":"*","lease_until":"*","provider_key":"*"}`).settlement()
 		skipped(claim, "")
 		s.post("/claim", `{"request_id":"`+id+`","action":"buy"}`).is(200, `{"status":"PENDING","request_id":"bot-1:buy:TQQQ","agent_id":"bot-1"}`)
 		s.expire(id)
@@ -97,7 +97,7 @@ func TestATestClaimHasAnIDOfItsOwn(t *testing.T) {
 	const claim = `{"scope":"Zürich <&>","action_type":"buy","agent_id":"bot"}`
 	s.handler.TestCalls = 3
 	first := s.post("/claim/test", claim)
-	first.is(200, fmt.Sprintf(`{"status":"PROCEED","request_id":%q,"agent_id":"bot","settlement_token":"*","lease_until":"*","test":true,"calls_remaining":2}`, testID))
+	first.is(200, fmt.Sprintf(`{"status":"PROCEED","request_id":%q,"agent_id":"bot","settlement_token":"*","lease_until":"*","provider_key":"*","test":true,"calls_remaining":2}`, testID))
 	s.post("/claim/test", claim).is(200, fmt.Sprintf(`{"status":"PENDING","request_id":%q,"agent_id":"bot","test":true,"calls_remaining":1}`, testID))
 	s.post("/settle/"+testID, `{"result":{}}`, first.settlement()).is(200, fmt.Sprintf(`{"status":"committed","request_id":%q}`, testID))
 	s.post("/claim/test", claim).is(200, fmt.Sprintf(`{"status":"SKIP","request_id":%q,"agent_id":"bot","test":true,"calls_remaining":0}`, testID))
@@ -105,7 +105,7 @@ func TestATestClaimHasAnIDOfItsOwn(t *testing.T) {
 	if over.status != http.StatusTooManyRequests || over.fields()["code"] != "rate_limited" || over.header.Get("Retry-After") != "3600" {
 		t.Errorf("got %d %v %s", over.status, over.header, over.body)
 	}
-	s.post("/claim", claim).is(200, `{"status":"PROCEED","request_id":"bot:buy:Zürich <&>","agent_id":"bot","settlement_token":"*","lease_until":"*"}`)
+	s.post("/claim", claim).is(200, `{"status":"PROCEED","request_id":"bot:buy:Zürich <&>","agent_id":"bot","settlement_token":"*","lease_until":"*","provider_key":"*"}`)
 	s.post("/claim", `{"request_id":"test:1","action":"a"}`).refused(422, "invalid", "test: prefix is reserved")
 }
 
@@ -171,4 +171,4 @@ func TestALegacyClientFindsItsScopeByAction(t *testing.T) {
 }
 
 const settledRow = `{"request_id":"crew:tool_execution:key-1","action":"tool_execution","status":"COMMITTED","result":["a",1],"claimed_at":"*","committed_at":"*",
-	"agent_id":"crew","in_doubt":false,"reason":null,"attempt":"*","lease_until":"*","amount":null,"currency":null,"tenant":null}`
+	"agent_id":"crew","in_doubt":false,"reason":null,"attempt":"*","lease_until":"*","amount":null,"currency":null,"tenant":null,"provider_key":"*"}`

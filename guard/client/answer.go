@@ -84,6 +84,7 @@ type answer struct {
 	Status    string          `json:"status"`
 	RequestID string          `json:"request_id"`
 	Token     string          `json:"settlement_token"`
+	Provider  string          `json:"provider_key"`
 	Existing  json.RawMessage `json:"existing"`
 	InDoubt   bool            `json:"in_doubt"`
 	Failed    bool            `json:"failed"`

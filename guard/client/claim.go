@@ -37,6 +37,7 @@ type Claim struct {
 	client *Client
 	id     string
 	token  string
+	key    string // for the provider
 	lease  time.Duration
 
 	mu       sync.Mutex
@@ -46,6 +47,11 @@ type Claim struct {
 
 // ID returns the request's id.
 func (c *Claim) ID() string { return c.id }
+
+// ProviderKey returns the key to give the provider as its idempotency key, or as the
+// caller's own id of the effect: the same for all attempts at this id, and what an
+// operator looks for when the claim is in doubt. "" if the guard is older than that.
+func (c *Claim) ProviderKey() string { return c.key }
 
 // Deadline returns when the effect has to be over: somewhat before the lease is. It is
 // on this process's monotonic clock, measured from before the claim was sent.
@@ -86,7 +92,7 @@ func (c *Client) Claim(ctx context.Context, r Request) (*Claim, error) {
 	claim := &Claim{client: c, id: r.ID, lease: lease, deadline: first.Add(lease - leaseMargin(lease))}
 	switch {
 	case failure == nil && a.Status == proceed:
-		claim.token = a.Token
+		claim.token, claim.key = a.Token, a.Provider
 		if err := claim.renew(ctx); err != nil {
 			return nil, err
 		}
@@ -139,7 +145,7 @@ func (c *Client) unclaim(ctx context.Context, claim *Claim, ask *request, a *ans
 	after, stop := context.WithDeadline(context.WithoutCancel(ctx), window)
 	defer stop()
 	if c.try(after, ask) == nil && a.Status == proceed {
-		claim.token = a.Token
+		claim.token, claim.key = a.Token, a.Provider
 		_ = claim.Release(after, "its caller had stopped waiting; no effect was begun") // or it is in doubt
 	}
 }

@@ -133,6 +133,9 @@ func TestARealGuardLetsEachStepBeRepeated(t *testing.T) {
 			must(t, err)
 			must(t, end.call(t.Context(), claim))
 			must(t, end.call(t.Context(), claim)) // and by its caller
+			if key := oncemill.ProviderKey("guard", claim.ID()); claim.ProviderKey() != key {
+				t.Errorf("the provider's key is %q, want %q", claim.ProviderKey(), key)
+			}
 		})
 	}
 }
