@@ -33,7 +33,8 @@ listed too.
 What happened to one key, oncemill claims events shows.
 
 With --blocked it sums up what did not happen a second time: claims that were
-refused because their key was taken.
+refused because their key was taken, and of how many effects. The amount of each of
+those counts once.
 
   oncemill claims --blocked --since 24h`,
 	prepare: prepareClaims,
@@ -107,12 +108,12 @@ func (o claimsOptions) printBlocked(ctx context.Context, inbox *oncemill.Inbox, 
 		return o.printNothing(ctx, inbox, stdout, fmt.Sprintf("was blocked in the last %v", *o.since))
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CONSUMER\tBLOCKED\tAMOUNT\tCURRENCY")
+	fmt.Fprintln(table, "CONSUMER\tBLOCKED\tEFFECTS\tAMOUNT\tCURRENCY")
 	for _, b := range all {
 		if b.Amount == "0" && b.Currency == "" {
 			b.Amount = "" // none was given
 		}
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", shown(b.Consumer), b.Claims, shown(b.Amount), shown(b.Currency))
+		fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%s\n", shown(b.Consumer), b.Claims, b.Effects, shown(b.Amount), shown(b.Currency))
 	}
 	return table.Flush()
 }

@@ -128,6 +128,12 @@ func TestClaimsResolveNamesWhatIsWrong(t *testing.T) {
 		"takes only one of --happened":    {"payments", "newer", "--never", "--happened", "--note", "n"},
 		"KEY is empty":                    {"payments", "", "--never", "--note", "n"},
 		"flag --token":                    {"payments", "newer", "--token", "x"},
+		"--result must be a JSON object for the consumer guard, such as '{\"": {"guard", "k", "--happened", "--note", "n", "--result", "notjson"},
+		"--result must be a JSON object for the consumer guard/acme":          {"guard/acme", "k", "--happened", "--note", "n", "--result", `["ch_1"]`},
+		"--result must be a JSON object for the consumer guard/b":             {"guard/b", "k", "--happened", "--note", "n", "--result", "null"},
+		"--result must be a JSON object for the consumer guard/c":             {"guard/c", "k", "--happened", "--note", "n", "--result", `{} {}`},
+		"of consumer \"guard/d\"":                                             {"guard/d", "k", "--happened", "--note", "n", "--result", `{"charge":"ch_1"}`},
+		"of consumer \"guards\"":                                              {"guards", "k", "--happened", "--note", "n", "--result", "notjson"},
 	} {
 		code, stdout, stderr := call(t, d.env, append(resolve, args...)...)
 		if code == 0 || stdout != "" || !strings.Contains(stderr, says) {
@@ -159,15 +165,18 @@ func TestClaimsSumsUpWhatWasBlocked(t *testing.T) {
 	t.Parallel()
 	d := newDoubtful(t)
 	d.wantIn(d.run("claims", "--blocked"), "nothing was blocked")
+	d.doubt("j")
 	d.doubt("k")
-	for range 2 {
-		_, err := d.consumer.Claim(context.Background(), "k", oncemill.ClaimOptions{Amount: "12.50", Currency: "EUR"})
+	for _, key := range []string{"j", "k", "k"} {
+		_, err := d.consumer.Claim(context.Background(), key, oncemill.ClaimOptions{Amount: "12.50", Currency: "EUR"})
 		if err == nil {
 			t.Fatal("claimed twice")
 		}
 	}
-	d.wantIn(d.run("claims", "--blocked"), "payments", "2", "25.00", "EUR")
-	d.wantIn(d.run("claims", "--blocked", "--json"), `"claims":2,"amount":"25.00"`)
+	lines := strings.Split(d.run("claims", "--blocked"), "\n")
+	d.wantIn(strings.Join(strings.Fields(lines[0]), " "), "CONSUMER BLOCKED EFFECTS AMOUNT CURRENCY")
+	d.wantIn(strings.Join(strings.Fields(lines[1]), " "), "payments 3 2 25.00 EUR")
+	d.wantIn(d.run("claims", "--blocked", "--json"), `"claims":3,"effects":2,"amount":"25.00"`)
 	d.wantIn(d.run("claims", "--blocked", "--consumer", "others"), "nothing of consumer others was blocked", "no claims and no events at all")
 }
 
@@ -178,7 +187,7 @@ func TestClaimsSumsUpWhatHasNoAmount(t *testing.T) {
 	for range 2 {
 		_, _ = d.consumer.Claim(context.Background(), "k", oncemill.ClaimOptions{})
 	}
-	if lines := strings.Split(d.run("claims", "--blocked"), "\n"); strings.Join(strings.Fields(lines[1]), " ") != "payments 1 - -" {
+	if lines := strings.Split(d.run("claims", "--blocked"), "\n"); strings.Join(strings.Fields(lines[1]), " ") != "payments 1 1 - -" {
 		t.Errorf("got %q", lines)
 	}
 }
@@ -228,6 +237,30 @@ func TestClaimsResolveSaysThatNoMessageWasParked(t *testing.T) {
 	must(t, err)
 	must(t, claim.Doubt(context.Background(), "reply lost", nil))
 	d.wantIn(d.run("claims", "resolve", "payments", "k", "--not-happened", "--note", "n"), "released; no message was parked beside it: publish it again")
+}
+
+// What a guard serves has no message: whoever claims next makes the effect.
+func TestClaimsResolveSaysThatAnIDOfAGuardIsFree(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	for _, name := range []string{"guard", "guard/acme"} {
+		consumer := d.consumer.Inbox().Consumer(name)
+		doubt := func() {
+			claim, err := consumer.Claim(context.Background(), "k", oncemill.ClaimOptions{})
+			must(t, err)
+			must(t, claim.Doubt(context.Background(), "reply lost", nil))
+		}
+		doubt()
+		want := name + " k: released; the id is free, and the next claim of it proceeds\n"
+		if got := d.run("claims", "resolve", name, "k", "--not-happened", "--note", "n"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		doubt()
+		d.run("claims", "resolve", name, "k", "--happened", "--note", "n", "--result", `{"charge":"ch_1"}`)
+		if held, err := consumer.Held(context.Background(), "k"); err != nil || string(held.Result) != `{"charge":"ch_1"}` {
+			t.Errorf("settled with %+v (%v)", held, err)
+		}
+	}
 }
 
 func TestResolveWarnsOfAConsumerThatItDoesNotKnow(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +28,8 @@ provider key that oncemill claims --in-doubt shows.
 --happened settles the claim. Rows that the handler would have written with it are
 not written: that is for your own program, with Consumer.ResolveWith.
 --not-happened releases it: the parked message goes back to its topic, through the
-outbox and a relay, and the effect is made again.
+outbox and a relay, and the effect is made again. An id of a guard is free then, and
+the next claim of it proceeds.
 --never settles it as failed.
 
 It fails if there was another attempt since --token, or if one is under way. None of
@@ -51,7 +53,7 @@ func prepareClaimsResolve(f *flags) action {
 		never:       f.toggle("never", "it is not there, and shall not be made"),
 		note:        f.text("note", "TEXT", "how you know; required, kept in the events"),
 		by:          f.text("by", "NAME", "who says so (default: this user and host)"),
-		result:      f.text("result", "TEXT", "what the claim is settled with, for those who ask again; with --happened"),
+		result:      f.text("result", "TEXT", "what the claim is settled with, for those who ask again; with --happened.\nA JSON object, where CONSUMER is a guard's"),
 		token:       new(int),
 	}
 	f.add("token", "N", "the claim's token as it was listed (default: whatever it is now)", func(value string) (err error) {
@@ -88,11 +90,13 @@ func (o claimsResolveOptions) verdict() (v oncemill.Verdict, err error) {
 
 func (o claimsResolveOptions) run(ctx context.Context, name, key string, stdout io.Writer) error {
 	verdict, err := o.verdict()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if key == "" {
+	case key == "":
 		return errNoKey
+	case ofGuard(name) && *o.result != "" && !isObject(*o.result):
+		return usagef(`--result must be a JSON object for the consumer %s, such as '{"charge":"ch_1"}': it is what the guard answers with`, name)
 	}
 	consumer, close, err := o.consumer(ctx, name, nil)
 	if err != nil {
@@ -127,9 +131,22 @@ func (o claimsResolveOptions) run(ctx context.Context, name, key string, stdout 
 	return err
 }
 
+// ofGuard reports whether a consumer's claims are those that a guard serves.
+func ofGuard(consumer string) bool {
+	return consumer == "guard" || strings.HasPrefix(consumer, "guard/")
+}
+
+func isObject(text string) bool {
+	var object map[string]json.RawMessage
+	return json.Unmarshal([]byte(text), &object) == nil && object != nil
+}
+
 // ofItsMessage says where the message of a claim that was just released is, by the last
 // event of its release. The claim is released also where that cannot be read.
 func ofItsMessage(ctx context.Context, consumer *oncemill.Consumer, key string) string {
+	if ofGuard(consumer.Name()) { // parks none
+		return "; the id is free, and the next claim of it proceeds"
+	}
 	note := ""
 	for after := int64(0); ; {
 		events, err := consumer.Events(ctx, key, after, page)

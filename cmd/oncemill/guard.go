@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -133,6 +134,25 @@ func (o guardOptions) check() error {
 	if (*o.tlsCert == "") != (*o.tlsKey == "") {
 		return usagef("--tls-cert and --tls-key go together")
 	}
+	return o.checkTimes()
+}
+
+// Bounds of some flags, which are those of the Inbox.
+const (
+	leastLease     = 100 * time.Millisecond
+	mostLease      = 720 * time.Hour
+	leastRetention = 10 * time.Minute
+)
+
+func (o guardOptions) checkTimes() error {
+	switch {
+	case *o.lease < leastLease || *o.lease > mostLease:
+		return usagef("--lease is %v: must be from 100ms to 720h", *o.lease)
+	case *o.retention < leastRetention:
+		return usagef("--retention is %v: must be at least 10m", *o.retention)
+	case *o.eventRetention < leastRetention:
+		return usagef("--event-retention is %v: must be at least 10m", *o.eventRetention)
+	}
 	return nil
 }
 
@@ -156,6 +176,12 @@ func (o guardOptions) handler(db *sql.DB, logger *slog.Logger) (*guard.Handler, 
 	}
 	if *o.tenants != "" {
 		h.Tenants = &guard.Tenants{File: *o.tenants, Logger: logger}
+		switch err := h.Tenants.Check(); {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("--tenants: %w (oncemill guard tenants add NAME --tenants %s makes it)", err, *o.tenants)
+		case err != nil:
+			return nil, fmt.Errorf("--tenants: %w", err)
+		}
 	}
 	if *o.auditTokenFile != "" {
 		text, err := os.ReadFile(*o.auditTokenFile)
@@ -171,11 +197,35 @@ func (o guardOptions) handler(db *sql.DB, logger *slog.Logger) (*guard.Handler, 
 
 // warn says what may be meant so, and may be an oversight.
 func (o guardOptions) warn(logger *slog.Logger) {
-	if *o.legacy {
+	switch {
+	case *o.legacy && *o.tenants != "":
+		logger.Warn("--legacy: whoever has an API key of a tenant settles any claim of that tenant without a token, and reads its results")
+	case *o.legacy:
 		logger.Warn("--legacy: whoever reaches this guard settles any claim without a token, and reads all results")
+	}
+	if *o.tenants != "" {
+		warnOfTenants(*o.tenants, logger)
 	}
 	if *o.tenants != "" && *o.tlsCert == "" && !isLoopback(*o.listen) {
 		logger.Warn("API keys travel in the clear: give --tls-cert and --tls-key, unless something in front of this guard does TLS")
+	}
+}
+
+// warnOfTenants says so if nobody can claim. It was seen before that the file can be used.
+func warnOfTenants(file string, logger *slog.Logger) {
+	tenants, err := guard.ReadTenants(file)
+	if err != nil {
+		return
+	}
+	valid := 0
+	for _, tenant := range tenants {
+		valid += validKeys(tenant.Keys)
+	}
+	switch {
+	case len(tenants) == 0:
+		logger.Warn("--tenants: there is no tenant in the file, so nobody can claim: oncemill guard tenants add makes one", "file", file)
+	case valid == 0:
+		logger.Warn("--tenants: no tenant has a valid API key, so nobody can claim: oncemill guard tenants rotate gives it one", "file", file)
 	}
 }
 

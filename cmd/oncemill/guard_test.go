@@ -15,6 +15,7 @@ import (
 	"time"
 
 	main "github.com/oncemill/oncemill/cmd/oncemill"
+	"github.com/oncemill/oncemill/guard"
 	"github.com/oncemill/oncemill/internal/testenv"
 )
 
@@ -59,13 +60,14 @@ func TestGuardDoesNotStart(t *testing.T) {
 		"a short token":         {[]string{"--listen", "127.0.0.1:0", "--audit-token-file", short}, 1, []string{"--audit-token-file", "31 characters", "at least 32"}},
 		"an empty token":        {[]string{"--listen", "127.0.0.1:0", "--audit-token-file", write(t, "\n")}, 1, []string{"--audit-token-file", "0 characters"}},
 		"no token":              {[]string{"--listen", "127.0.0.1:0", "--audit-token-file", missing}, 1, []string{"--audit-token-file", missing}},
-		"no tenants":            {[]string{"--listen", "127.0.0.1:0", "--tenants", missing}, 1, []string{missing}},
-		"wrong tenants":         {[]string{"--listen", "127.0.0.1:0", "--tenants", garbage}, 1, []string{garbage, "not JSON"}},
+		"no tenants":            {[]string{"--listen", "127.0.0.1:0", "--tenants", missing}, 1, []string{"--tenants: ", "no such file", "oncemill guard tenants add NAME --tenants " + missing + " makes it"}},
+		"wrong tenants":         {[]string{"--listen", "127.0.0.1:0", "--tenants", garbage}, 1, []string{"--tenants: ", garbage, "not JSON"}},
 		"a lease of nothing":    {[]string{"--listen", "127.0.0.1:0", "--lease", "0s"}, 2, []string{"-lease"}},
 		"a lease of no unit":    {[]string{"--listen", "127.0.0.1:0", "--lease", "300"}, 2, []string{"-lease", "unit"}},
-		"a lease too short":     {[]string{"--listen", "127.0.0.1:0", "--lease", "1ms"}, 1, []string{"Lease", "100ms"}},
-		"a lease too long":      {[]string{"--listen", "127.0.0.1:0", "--lease", "721h"}, 1, []string{"Lease", "720h"}},
-		"a retention too short": {[]string{"--listen", "127.0.0.1:0", "--retention", "1m"}, 1, []string{"Retention"}},
+		"a lease too short":     {[]string{"--listen", "127.0.0.1:0", "--lease", "0.01s"}, 2, []string{"--lease is 10ms: must be from 100ms to 720h"}},
+		"a lease too long":      {[]string{"--listen", "127.0.0.1:0", "--lease", "721h"}, 2, []string{"--lease is 721h0m0s: must be from 100ms to 720h"}},
+		"a retention too short": {[]string{"--listen", "127.0.0.1:0", "--retention", "9m59s"}, 2, []string{"--retention is 9m59s: must be at least 10m"}},
+		"events too short":      {[]string{"--listen", "127.0.0.1:0", "--event-retention", "1s"}, 2, []string{"--event-retention is 1s: must be at least 10m"}},
 		"a retention below 0":   {[]string{"--listen", "127.0.0.1:0", "--retention", "-1h"}, 2, []string{"-retention", "2160h"}},
 		"a rest":                {[]string{"--listen", "127.0.0.1:0", "serve"}, 2, []string{"takes flags, or one of tenants"}},
 	} {
@@ -187,6 +189,53 @@ func TestGuard(t *testing.T) {
 	for _, says := range []string{"--legacy: whoever reaches this guard", "guard has stopped"} {
 		if !strings.Contains(g.log.String(), says) {
 			t.Errorf("the log does not say %q:\n%s", says, g.log)
+		}
+	}
+}
+
+// The bounds of the flags are what the Inbox takes.
+func TestGuardTakesTheBoundsOfItsTimes(t *testing.T) {
+	t.Parallel()
+	url := testenv.PostgresURL(t)
+	startGuard(t, url, "--lease", "100ms", "--retention", "10m", "--event-retention", "10m")
+	startGuard(t, url, "--lease", "720h")
+}
+
+func TestGuardWarnsOfWhatMayBeAnOversight(t *testing.T) {
+	t.Parallel()
+	url := testenv.PostgresURL(t)
+	const open, none, invalid = "--legacy: whoever", "there is no tenant in the file", "no tenant has a valid API key"
+	y := newTenancy(t)
+	y.key("add", "acme")
+	expired := newTenancy(t)
+	expired.key("add", "acme")
+	expired.key("add", "globex")
+	must(t, guard.EditTenants(expired.file, func(tenants []guard.TenantEntry) ([]guard.TenantEntry, error) {
+		tenants[0].Keys[0].Expires = tenants[0].Keys[0].Created.Add(-time.Hour)
+		tenants[1].Keys = nil
+		return tenants, nil
+	}))
+	for name, test := range map[string]struct {
+		flags     []string
+		says, not []string
+	}{
+		"nothing":        {nil, nil, []string{"WARN"}},
+		"old clients":    {[]string{"--legacy"}, []string{open + " reaches this guard settles any claim"}, []string{"tenant has"}},
+		"of tenants":     {[]string{"--legacy", "--tenants", y.file}, []string{open + " has an API key of a tenant settles any claim of that tenant without a token, and reads its results"}, []string{"reaches this guard", none, invalid}},
+		"tenants":        {[]string{"--tenants", y.file}, nil, []string{"WARN"}},
+		"no tenants yet": {[]string{"--tenants", write(t, `{"tenants":[]}`)}, []string{none, "oncemill guard tenants add"}, []string{invalid}},
+		"no valid keys":  {[]string{"--tenants", expired.file}, []string{invalid, "oncemill guard tenants rotate"}, []string{none}},
+	} {
+		g := startGuard(t, url, test.flags...)
+		for _, says := range test.says {
+			if !strings.Contains(g.log.String(), says) {
+				t.Errorf("%s: the log does not say %q:\n%s", name, says, g.log)
+			}
+		}
+		for _, not := range test.not {
+			if strings.Contains(g.log.String(), not) {
+				t.Errorf("%s: the log says %q:\n%s", name, not, g.log)
+			}
 		}
 	}
 }

@@ -303,17 +303,34 @@ func revoke(file, name, id string, stderr io.Writer) error {
 		if k < 0 {
 			return nil, fmt.Errorf("tenant %s has no key with this id (oncemill guard tenants list shows those it has)", name)
 		}
-		n = len(keys) - 1
 		tenants[i].Keys = slices.Delete(keys, k, k+1)
+		n = validKeys(tenants[i].Keys)
 		return tenants, nil
 	})
 	switch {
 	case err != nil:
 		return err
+	case id == "" && n == 1:
+		fmt.Fprintf(stderr, "Tenant %s is no longer in %s, nor is its key.\n", name, file)
 	case id == "":
 		fmt.Fprintf(stderr, "Tenant %s is no longer in %s, nor are its %d keys.\n", name, file, n)
+	case n == 0:
+		fmt.Fprintf(stderr, "Key %s of tenant %s is removed. It has no valid key now: nobody can claim as %s.\n", id, name, name)
+	case n == 1:
+		fmt.Fprintf(stderr, "Key %s of tenant %s is removed. It has 1 other valid key.\n", id, name)
 	default:
-		fmt.Fprintf(stderr, "Key %s of tenant %s is removed. It has %d others.\n", id, name, n)
+		fmt.Fprintf(stderr, "Key %s of tenant %s is removed. It has %d other valid keys.\n", id, name, n)
 	}
 	return nil
+}
+
+// validKeys counts the keys that have not expired.
+func validKeys(keys []guard.KeyEntry) (n int) {
+	now := time.Now()
+	for _, key := range keys {
+		if !key.Expired(now) {
+			n++
+		}
+	}
+	return n
 }

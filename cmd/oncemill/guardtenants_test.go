@@ -173,6 +173,33 @@ func TestGuardTenantsRevokeRemovesAKeyOrATenant(t *testing.T) {
 	}
 }
 
+// Who removes a key is told what the tenant has left to claim with.
+func TestGuardTenantsRevokeCountsTheKeysThatAreValid(t *testing.T) {
+	t.Parallel()
+	y := newTenancy(t)
+	_, expired := y.key("add", "acme")
+	ids := make([]string, 4)
+	for i := range ids {
+		_, ids[i] = y.key("rotate", "acme")
+	}
+	must(t, guard.EditTenants(y.file, func(tenants []guard.TenantEntry) ([]guard.TenantEntry, error) {
+		tenants[0].Keys[0].Expires = tenants[0].Keys[0].Created.Add(-time.Hour)
+		return tenants, nil
+	}))
+	for i, says := range []string{"It has 3 other valid keys.", "It has 2 other valid keys.", "It has 1 other valid key.", "It has no valid key now: nobody can claim as acme."} {
+		if _, stderr := y.run("revoke", "acme", "--key", ids[i]); stderr != "Key "+ids[i]+" of tenant acme is removed. "+says+"\n" {
+			t.Errorf("got %q, want that it says %q", stderr, says)
+		}
+	}
+	if _, stderr := y.run("revoke", "acme", "--key", expired); !strings.Contains(stderr, "It has no valid key now") {
+		t.Errorf("got %q", stderr)
+	}
+	y.key("rotate", "acme")
+	if _, stderr := y.run("revoke", "acme"); !strings.HasSuffix(stderr, ", nor is its key.\n") {
+		t.Errorf("got %q", stderr)
+	}
+}
+
 func TestGuardTenantsListShowsNoKeys(t *testing.T) {
 	t.Parallel()
 	y := newTenancy(t)
