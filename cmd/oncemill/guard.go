@@ -237,9 +237,32 @@ const (
 	mostHeader    = 16 << 10
 )
 
+// reachable refuses requests for other hosts than this machine where nobody needs an API
+// key: a page in a browser here, whose name its owner has point to 127.0.0.1, would
+// otherwise claim, or read, as what it takes for its own server.
+func (o guardOptions) reachable(handler http.Handler) http.Handler {
+	if *o.tenants != "" {
+		return handler
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		if host == "localhost" || net.ParseIP(strings.Trim(host, "[]")) != nil {
+			handler.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"detail":"the header Host has another name than localhost or an IP address: without --tenants only this machine is served (have a proxy set Host)",`+
+			`"type":"urn:oncemill:problem:host","title":"Forbidden","status":403,"code":"host"}`)
+	})
+}
+
 func (o guardOptions) serve(ctx context.Context, listener net.Listener, handler *guard.Handler, certificates *certificates, logger *slog.Logger) error {
 	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
+		Handler: o.reachable(handler), ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
 		WriteTimeout: readTimeout + *o.timeout + headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: mostHeader,
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // what strangers send is no error of ours
 	}

@@ -258,3 +258,27 @@ func TestGuardWithTenantsListensAnywhere(t *testing.T) {
 		t.Errorf("no warning:\n%s", g.log)
 	}
 }
+
+// A page whose own name points to this machine is of the same origin for its browser.
+func TestGuardWithoutTenantsServesThisMachineOnly(t *testing.T) {
+	t.Parallel()
+	g := startGuard(t, testenv.PostgresURL(t))
+	for host, want := range map[string]int{
+		g.addr: 200, "localhost": 200, "localhost:1": 200, "[::1]:8402": 200, "evil.example:8402": 403, "evil.example": 403, "127.0.0.1.evil.example": 403,
+	} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+g.addr+"/health", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Host = host
+		response, err := g.client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(response.Body)
+		response.Body.Close()
+		if response.StatusCode != want || want == 403 && !strings.Contains(string(text), `"code":"host"`) {
+			t.Errorf("Host %s: status %d, want %d: %s", host, response.StatusCode, want, text)
+		}
+	}
+}

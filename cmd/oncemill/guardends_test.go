@@ -84,7 +84,7 @@ func TestDrainTimeoutEndsAGuard(t *testing.T) {
 	conn, err := net.Dial("tcp", addr)
 	must(t, err)
 	defer conn.Close()
-	_, err = conn.Write([]byte("POST /claim HTTP/1.1\r\nHost: guard\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"))
+	_, err = conn.Write([]byte("POST /claim HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"))
 	must(t, err)
 	line, err := bufio.NewReader(conn).ReadString('\n') // its handler reads
 	if err != nil || !strings.Contains(line, "100 Continue") {
@@ -105,9 +105,9 @@ func TestSlowClientsAreCutOffAndHoldUpNobody(t *testing.T) {
 	url := testenv.PostgresURL(t)
 	g := startGuard(t, url, "--connections", "2")
 	begun := map[string]string{
-		"header": "POST /claim HTTP/1.1\r\nHost: guard\r\n",
-		"body":   "POST /claim HTTP/1.1\r\nHost: guard\r\nContent-Length: 100000\r\n\r\n{\"request_id\":\"slow\",\"action\":\"",
-		"piece":  "POST /claim HTTP/1.1\r\nHost: guard\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n{\"request_id\":\"slow\",\"action\":\"",
+		"header": "POST /claim HTTP/1.1\r\nHost: localhost\r\n",
+		"body":   "POST /claim HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{\"request_id\":\"slow\",\"action\":\"",
+		"piece":  "POST /claim HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n{\"request_id\":\"slow\",\"action\":\"",
 		"idle":   "",
 	}
 	const each = 20
