@@ -55,6 +55,8 @@ type Handler struct {
 	ready  readiness
 	tests  testCalls
 	secret secret
+
+	complaints complaints
 }
 
 const (

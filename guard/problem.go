@@ -6,6 +6,8 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/oncemill/oncemill"
 )
@@ -61,7 +63,7 @@ type problemBody struct {
 func (c *call) refuse(err error) {
 	p := c.asProblem(err)
 	if p.log != nil {
-		c.h.Logger.ErrorContext(c.r.Context(), "guard: a request could not be answered", "path", c.r.URL.Path, "status", p.status, "error", p.log)
+		c.h.complaints.log(c, p)
 	}
 	if p.retryAfter > 0 {
 		c.w.Header().Set("Retry-After", strconv.Itoa(p.retryAfter))
@@ -82,6 +84,30 @@ func (c *call) asProblem(err error) problem {
 		return p
 	}
 	return c.problemOf(err)
+}
+
+// complaints are what the log gets of requests that could not be answered: while the
+// database is away, all of them fail in the same way.
+type complaints struct {
+	mu     sync.Mutex
+	next   time.Time
+	unsaid int
+}
+
+const complainEvery = 10 * time.Second
+
+func (l *complaints) log(c *call, p problem) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if now.Before(l.next) {
+		l.unsaid++
+		return
+	}
+	l.next = now.Add(complainEvery)
+	c.h.Logger.ErrorContext(c.r.Context(), "guard: a request could not be answered",
+		"path", c.r.URL.Path, "status", p.status, "error", p.log, "others_since_the_last_line", l.unsaid)
+	l.unsaid = 0
 }
 
 // problemOf says what a caller is told of an error of the claims core. It never names the
