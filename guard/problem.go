@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"sync"
@@ -99,15 +100,18 @@ const complainEvery = 10 * time.Second
 func (l *complaints) log(c *call, p problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	if now.Before(l.next) {
+	level := slog.LevelError
+	if now := time.Now(); now.Before(l.next) {
+		level = slog.LevelDebug
 		l.unsaid++
-		return
+	} else {
+		l.next = now.Add(complainEvery)
 	}
-	l.next = now.Add(complainEvery)
-	c.h.Logger.ErrorContext(c.r.Context(), "guard: a request could not be answered",
-		"path", c.r.URL.Path, "status", p.status, "error", p.log, "others_since_the_last_line", l.unsaid)
-	l.unsaid = 0
+	c.h.Logger.Log(c.r.Context(), level, "guard: a request could not be answered",
+		"path", c.r.URL.Path, "status", p.status, "error", p.log, "unsaid_before", l.unsaid)
+	if level == slog.LevelError {
+		l.unsaid = 0
+	}
 }
 
 // problemOf says what a caller is told of an error of the claims core. It never names the
