@@ -24,6 +24,12 @@ var allowed = map[string][]string{
 		// What Watermill's router middlewares import.
 		"github.com/cenkalti/backoff", "github.com/sony/gobreaker",
 	},
+	"./guard": {
+		"github.com/oncemill/oncemill", "golang.org/x/time",
+	},
+	"./guard/client": {
+		"github.com/oncemill/oncemill/guard/client",
+	},
 }
 
 // never is what even an allowed module must not bring.
