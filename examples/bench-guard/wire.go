@@ -59,7 +59,7 @@ func (w *wire) settle(id, token string) error {
 
 // post sends w.body, and receives the response's.
 func (w *wire) post(path, token string) error {
-	w.out = fmt.Appendf(w.out[:0], "POST %s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", path, len(w.body))
+	w.out = fmt.Appendf(w.out[:0], "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", path, len(w.body))
 	if token != "" {
 		w.out = fmt.Appendf(w.out, "X-SafeAgent-Settlement-Token: %s\r\n", token)
 	}
