@@ -21,8 +21,6 @@ class Current(unittest.IsolatedAsyncioTestCase):
             await stack.enter_async_context(PaymentClient(server_url=url, wallet_key=guards.WALLET_KEY))
             for url in guards.GUARDS
         ]
-        for client in self.clients:
-            client._x402.timeout = 60  # 5 seconds are few on a busy machine
         self.plain = await stack.enter_async_context(httpx.AsyncClient(base_url=guards.GUARDS[0]))
 
     async def test_version(self):
