@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
 // How long a lease can be.
 const (
-	leastLease = 100 * time.Millisecond
-	mostLease  = 30 * 24 * time.Hour
+	LeastLease = 100 * time.Millisecond
+	MostLease  = 30 * 24 * time.Hour
 )
 
 // leaseMargin is how much earlier than the lease an effect has to be over: time for
@@ -99,7 +101,7 @@ func (in *Inbox) claimAlone(ctx, work context.Context, c *Consumer, d *delivered
 		claim, err, refused := in.tryClaim(work, c, d)
 		switch {
 		case err != nil && claim != nil: // nobody knows whether it is committed
-			if d.opts.Nonce == nil || d.ownNonce {
+			if !d.repeatable() {
 				in.unclaim(ctx, claim)
 			}
 			return nil, err
@@ -123,7 +125,7 @@ func (in *Inbox) inTime(ctx context.Context, d *delivered, claim *Claim) (*Claim
 		}
 		return claim, nil
 	}
-	if d.opts.Nonce == nil || d.ownNonce {
+	if !d.repeatable() {
 		work, stop := in.outlive(ctx)
 		defer stop()
 		in.giveBack(work, claim, "it took as long as its lease to get")
@@ -201,7 +203,7 @@ func inFlightOr(ctx context.Context, err error, waited time.Duration) error {
 func (in *Inbox) unclaim(ctx context.Context, claim *Claim) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimPatience)
 	defer cancel()
-	for ; ctx.Err() == nil; pauseFor(ctx, claimPause) {
+	for ; ctx.Err() == nil; delivery.Sleep(ctx, claimPause) {
 		var status string
 		err := in.DB.QueryRowContext(ctx, `SELECT COALESCE(pg_xact_status($1::text::xid8), '')`, claim.xid).Scan(&status)
 		switch {

@@ -139,8 +139,10 @@ func (c *Claim) endIn(ctx, work context.Context, op Op, e event, outcome Outcome
 			return fn, nil, nil
 		}
 		same, err := g.endedAs(c.token, outcome)
-		if same || err != nil {
+		if same {
 			c.endedBefore()
+		}
+		if same || err != nil {
 			return nil, nil, err
 		}
 		because, err = g.refuse(op, c.token, e)
@@ -224,7 +226,9 @@ func (c *Claim) release(work context.Context, reason string) error {
 			return nil, nil, err
 		}
 		if released, err = g.happened(releasedSQL, g.d.consumer, g.d.stored, c.token); released || err != nil {
-			c.endedBefore()
+			if released {
+				c.endedBefore()
+			}
 			return nil, nil, err
 		}
 		because, err = g.refuse(OpRelease, c.token, e)
@@ -336,8 +340,8 @@ RETURNING ` + aboutColumns
 // 0 means Inbox.Lease.
 func (c *Claim) Extend(ctx context.Context, lease time.Duration) error {
 	lease = orDefault(lease, c.consumer.in.Lease)
-	if lease < leastLease || lease > mostLease {
-		return c.d.invalid(OpExtend, fmt.Errorf("lease is %v: must be from %v to %v", lease, leastLease, mostLease))
+	if lease < LeastLease || lease > MostLease {
+		return c.d.invalid(OpExtend, fmt.Errorf("lease is %v: must be from %v to %v", lease, LeastLease, MostLease))
 	}
 	start := time.Now()
 	e := event{kind: EventExtended, token: c.token, note: "by " + lease.String(), actor: c.d.opts.Actor}

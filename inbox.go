@@ -192,12 +192,12 @@ func (in *Inbox) validate() error {
 		least time.Duration
 		most  time.Duration // 0: no limit
 	}{
-		{"Retention", in.Retention, leastRetention, 0},
+		{"Retention", in.Retention, LeastRetention, 0},
 		{"LockWait", in.LockWait, time.Millisecond, mostSetting},
 		{"IdleTimeout", in.IdleTimeout, time.Millisecond, mostSetting},
 		{"DrainTimeout", in.DrainTimeout, time.Millisecond, 0},
-		{"Lease", in.Lease, leastLease, mostLease},
-		{"EventRetention", in.EventRetention, leastRetention, 0},
+		{"Lease", in.Lease, LeastLease, MostLease},
+		{"EventRetention", in.EventRetention, LeastRetention, 0},
 	} {
 		if field.value != 0 && field.value < field.least {
 			return fmt.Errorf("oncemill: Inbox.%s is %v: must be at least %v, or 0 for the default", field.name, field.value, field.least)
@@ -225,8 +225,8 @@ func (in *Inbox) EffectTime(lease time.Duration) (time.Duration, error) {
 	}
 	in.start.Do(in.setUp)
 	lease = orDefault(lease, in.Lease)
-	if lease < leastLease || lease > mostLease {
-		return 0, fmt.Errorf("oncemill: a lease of %v: must be from %v to %v", lease, leastLease, mostLease)
+	if lease < LeastLease || lease > MostLease {
+		return 0, fmt.Errorf("oncemill: a lease of %v: must be from %v to %v", lease, LeastLease, MostLease)
 	}
 	return lease - leaseMargin(lease), nil
 }

@@ -4,19 +4,21 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
 // claimAgain claims a key that may have been claimed by this very call, though no answer
 // came. Until that is known it tries again: while the database is away, and while another
 // transaction has the key, which may be that of the first try.
 func (in *Inbox) claimAgain(ctx, work context.Context, c *Consumer, d *delivered) (claim *Claim, err *Error) {
-	for end := time.Now().Add(claimPatience); work.Err() == nil; pauseFor(work, claimPause) {
+	for end := time.Now().Add(claimPatience); work.Err() == nil; delivery.Sleep(work, claimPause) {
 		claim, err = in.claimAlone(ctx, work, c, d)
 		if err == nil || !undecided(err) && work.Err() == nil || time.Now().After(end) {
 			return claim, err
 		}
 	}
-	if d.ownNonce { // nobody else can find the claim
+	if !d.repeatable() {
 		in.forgo(ctx, c, d)
 	}
 	return nil, d.failed(OpClaim, context.Cause(work))
@@ -35,7 +37,7 @@ func undecided(err *Error) bool {
 func (in *Inbox) forgo(ctx context.Context, c *Consumer, d *delivered) {
 	work, stop := context.WithTimeout(context.WithoutCancel(ctx), claimPatience)
 	defer stop()
-	for ; work.Err() == nil; pauseFor(work, claimPause) {
+	for ; work.Err() == nil; delivery.Sleep(work, claimPause) {
 		claim, err := in.claimAlone(ctx, work, c, d)
 		if err == nil {
 			in.giveBack(work, claim, "its caller has gone")
@@ -43,12 +45,5 @@ func (in *Inbox) forgo(ctx context.Context, c *Consumer, d *delivered) {
 		if err == nil || !undecided(err) {
 			return
 		}
-	}
-}
-
-func pauseFor(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }

@@ -19,6 +19,10 @@ type delivered struct {
 	ownNonce bool // opts.Nonce is not the caller's
 }
 
+// repeatable reports whether the call may be made again elsewhere, and find what this one
+// has claimed: then it is not to be given back.
+func (d *delivered) repeatable() bool { return d.opts.Nonce != nil && !d.ownNonce }
+
 func (d *delivered) outcome() Outcome {
 	if d.opts.Outcome == "" {
 		return Settled

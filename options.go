@@ -127,8 +127,8 @@ func (o *ClaimOptions) checkClaim() error {
 	switch {
 	case o.Outcome != "":
 		return fmt.Errorf("ClaimOptions.Outcome is %q: must be empty for Claim, which learns it from Settle or Fail", o.Outcome)
-	case o.Lease != 0 && (o.Lease < leastLease || o.Lease > mostLease):
-		return fmt.Errorf("ClaimOptions.Lease is %v: must be from %v to %v, or 0 for Inbox.Lease", o.Lease, leastLease, mostLease)
+	case o.Lease != 0 && (o.Lease < LeastLease || o.Lease > MostLease):
+		return fmt.Errorf("ClaimOptions.Lease is %v: must be from %v to %v, or 0 for Inbox.Lease", o.Lease, LeastLease, MostLease)
 	case o.KeyLifetime < 0:
 		return fmt.Errorf("ClaimOptions.KeyLifetime is %v: must not be negative", o.KeyLifetime)
 	case o.Amount != "" && !decimal.MatchString(o.Amount):

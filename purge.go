@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	// leastRetention is twice the clockMargin, so that a message whose claim can
+	// LeastRetention is the least Inbox.Retention and Inbox.EventRetention: 10 minutes. It is
+	// twice the margin between clocks, so that a message whose claim can
 	// have been purged is always old enough to be compared with the watermark.
-	leastRetention = 2 * clockMargin
+	LeastRetention = 2 * clockMargin
 
 	// purgeBatch is how many claims one statement deletes. Small batches hold
 	// few row locks, for a short time, and let autovacuum keep up.
