@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/pgarray"
 )
 
 // Claims and settlements of effects outside of Postgres that come at the same time can
@@ -283,8 +285,8 @@ func (a groupArg) Value() (driver.Value, error) {
 // send makes the arguments. One key that has to wait makes all others wait, so it does
 // not wait here for as long as it will alone.
 func (q *groupQuery) send() {
-	var claims [claimColumns]array
-	var ends [endColumns]array
+	var claims [claimColumns]pgarray.Array
+	var ends [endColumns]pgarray.Array
 	for i, m := range q.members {
 		switch {
 		case m.settle && q.in.groups.send(m, func() { addEnd(&ends, m) }):
@@ -334,22 +336,22 @@ func (q *groupQuery) run(ctx context.Context, outcomes []outcome) error {
 // How many columns groupSQL has of claims, and of settlements.
 const claimColumns, endColumns = 12, 5
 
-func addClaim(c *[claimColumns]array, m *grouped) {
+func addClaim(c *[claimColumns]pgarray.Array, m *grouped) {
 	o := &m.d.opts
 	for i, text := range [claimColumns]sql.NullString{
 		nullText(m.d.consumer), nullText(m.d.stored), nullText(strconv.FormatInt(o.Lease.Microseconds(), 10)), nullBytes(o.Fingerprint),
 		nullText(o.Action), nullText(o.Agent), nullText(o.Scope), nullText(o.Amount), nullText(o.Currency),
 		nullBytes(o.nonceDigest()), nullBytes(o.Payload), nullText(storedText(o.Actor)),
 	} {
-		c[i].add(text)
+		c[i].Add(text)
 	}
 }
 
-func addEnd(c *[endColumns]array, m *grouped) {
+func addEnd(c *[endColumns]pgarray.Array, m *grouped) {
 	for i, text := range [endColumns]sql.NullString{
 		nullText(m.d.consumer), nullText(m.d.stored), nullText(strconv.FormatInt(m.token, 10)), nullBytes(m.result), nullText(storedText(m.d.opts.Actor)),
 	} {
-		c[i].add(text)
+		c[i].Add(text)
 	}
 }
 
@@ -358,28 +360,9 @@ func nullBytes(b []byte) sql.NullString {
 	return sql.NullString{String: `\x` + hex.EncodeToString(b), Valid: b != nil}
 }
 
-// An array is a Postgres array as text, since drivers do not agree on how arrays are
-// passed.
-type array struct{ strings.Builder }
-
-var escapeElement = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
-
-func (a *array) add(element sql.NullString) {
-	if a.Len() > 0 {
-		a.WriteByte(',')
-	}
-	if !element.Valid {
-		a.WriteString("NULL")
-		return
-	}
-	a.WriteByte('"')
-	_, _ = escapeElement.WriteString(a, element.String)
-	a.WriteByte('"')
-}
-
-func arrays(columns []array) (args []string) {
+func arrays(columns []pgarray.Array) (args []string) {
 	for i := range columns {
-		args = append(args, "{"+columns[i].String()+"}")
+		args = append(args, columns[i].String())
 	}
 	return args
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/pgarray"
 )
 
 // Limits of a list.
@@ -128,7 +129,7 @@ const inDoubt = "(t.in_doubt_since IS NOT NULL OR t.lease_until < clock_timestam
 // count counts the list, up to a number.
 func (c *call) count(list *auditList, f filter, from string, consumers []string) error {
 	text := `SELECT count(*) FROM (
-	SELECT FROM unnest(` + f.arg(textArray(consumers)) + `::text::text[]) AS who (name), LATERAL (
+	SELECT FROM unnest(` + f.arg(pgarray.Of(consumers)) + `::text::text[]) AS who (name), LATERAL (
 		SELECT FROM ` + from + ` WHERE t.consumer = who.name AND ` + f.sql() + `
 		ORDER BY t.claimed_at DESC, t.key DESC LIMIT ` + strconv.Itoa(countUpTo+1) + `
 	) AS t LIMIT ` + strconv.Itoa(countUpTo+1) + `) AS counted`
@@ -203,7 +204,7 @@ func (c *call) sweep(ids) error {
 	answer := swept{Action: "none"}
 	text := `SELECT count(*) FROM ` + c.h.table("claims") + ` AS t
 WHERE t.consumer = ANY ($1::text::text[]) AND t.settled_at IS NULL AND ` + inDoubt
-	err := c.h.read(c.r.Context(), text, []any{textArray(consumers)}, func(rows *sql.Rows) error { return rows.Scan(&answer.StalePending) })
+	err := c.h.read(c.r.Context(), text, []any{pgarray.Of(consumers)}, func(rows *sql.Rows) error { return rows.Scan(&answer.StalePending) })
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/pgarray"
 )
 
 // eventItem is what happened to a claim.
@@ -237,7 +238,7 @@ func (c *call) summary(ids) error {
 FROM (
 	SELECT consumer, key, action, currency, count(*) AS blocked, max(amount) AS amount
 	FROM ` + c.h.table("events") + ` AS t
-	WHERE consumer = ANY (` + f.arg(textArray(consumers)) + `::text::text[]) AND kind IN ('blocked', 'conflict')
+	WHERE consumer = ANY (` + f.arg(pgarray.Of(consumers)) + `::text::text[]) AND kind IN ('blocked', 'conflict')
 		AND kind NOT IN ('claimed', 'settled') AND key NOT LIKE '` + testPrefix + `%' AND ` + f.sql() + `
 	GROUP BY 1, 2, 3, 4
 ) AS of_each

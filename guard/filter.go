@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/pgarray"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -180,25 +181,10 @@ func (f *filter) sql() string {
 // of time. from is a table with an alias t.
 func perConsumer(f *filter, from, order string, consumers []string, limit, offset int) string {
 	return `
-SELECT t.* FROM unnest(` + f.arg(textArray(consumers)) + `::text::text[]) AS who (name) CROSS JOIN LATERAL (
+SELECT t.* FROM unnest(` + f.arg(pgarray.Of(consumers)) + `::text::text[]) AS who (name) CROSS JOIN LATERAL (
 	SELECT * FROM ` + from + ` WHERE t.consumer = who.name AND ` + f.sql() + `
 	ORDER BY ` + order + ` LIMIT ` + strconv.Itoa(limit+offset) + `
 ) AS t ORDER BY ` + order + ` LIMIT ` + strconv.Itoa(limit) + ` OFFSET ` + strconv.Itoa(offset)
-}
-
-// textArray is a Postgres array as text. Names of consumers are quoted.
-func textArray(elements []string) string {
-	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
-	var b strings.Builder
-	for i, element := range elements {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		b.WriteByte('"')
-		_, _ = escape.WriteString(&b, element)
-		b.WriteByte('"')
-	}
-	return "{" + b.String() + "}"
 }
 
 // table is one of Oncemill's tables.
