@@ -4,9 +4,11 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -37,7 +39,7 @@ func (c *call) identify() error {
 		c.audits, c.operator, c.actor = true, true, "operator"
 	}
 	if c.h.Tenants == nil {
-		return notFromElsewhere(c.r)
+		return c.notFromElsewhere()
 	}
 	if tenant, ok := c.h.Tenants.Find(c.r.Header.Get(apiKeyHeader)); ok {
 		c.known, c.tenant, c.operator, c.actor = true, tenant.Name, c.operator || tenant.Operator, "key "+tenant.KeyID
@@ -53,9 +55,16 @@ func (c *call) identify() error {
 
 // notFromElsewhere refuses what a page of another origin has a browser send. Where no API
 // key is needed, any page that somebody on this machine looks at could claim.
-func notFromElsewhere(r *http.Request) error {
-	if new(http.CrossOriginProtection).Check(r) != nil {
+func (c *call) notFromElsewhere() error {
+	if new(http.CrossOriginProtection).Check(c.r) != nil {
 		return problem{status: http.StatusForbidden, code: "cross_origin", detail: "a browser sends this for a page of another origin"}
+	}
+	host := c.r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	if c.h.LocalOnly && host != "localhost" && net.ParseIP(strings.Trim(host, "[]")) == nil {
+		return problem{status: http.StatusForbidden, code: "host", detail: "the header Host has another name than localhost or an IP address: without tenants only this machine is served (have a proxy set Host)"}
 	}
 	return nil
 }

@@ -21,12 +21,6 @@ const (
 	statusSkip    = "SKIP"
 )
 
-// How long a lease can be.
-const (
-	leastLease = 100 * time.Millisecond
-	mostLease  = 30 * 24 * time.Hour
-)
-
 // reply is the answer to a claim.
 type reply struct {
 	Status          string          `json:"status"`
@@ -57,9 +51,6 @@ type claimRequest struct {
 
 // claim answers POST /claim.
 func (c *call) claim(ids) error {
-	if err := c.mayClaim(); err != nil {
-		return err
-	}
 	b, err := c.readBody()
 	if err != nil {
 		return err
@@ -135,7 +126,7 @@ func (c *call) readRest(b *body, req *claimRequest) error {
 	o.Nonce = b.nonce()
 	o.Amount = b.decimal("amount")
 	o.Currency = b.text("currency", false, 16)
-	o.Lease = b.seconds("lease_seconds", leastLease, mostLease)
+	o.Lease = b.seconds("lease_seconds", oncemill.LeastLease, oncemill.MostLease)
 	o.Actor = c.actor
 	req.replay = b.flag("replay")
 	if fingerprint := b.text("fingerprint", false, mostFingerprint); fingerprint != "" {
@@ -247,9 +238,6 @@ const testPrefix = "test:"
 // claimTest answers POST /claim/test: a claim like any other, but counted, and under an
 // id of its own.
 func (c *call) claimTest(ids) error {
-	if err := c.mayClaim(); err != nil {
-		return err
-	}
 	b, err := c.readBody()
 	if err != nil {
 		return err

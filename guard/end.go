@@ -18,9 +18,6 @@ type ended struct {
 // attempt finds the claim that the request's settlement token is of. Without the token, a
 // Handler for old clients takes whatever attempt has the id at the moment.
 func (c *call) attempt(id ids) (claim *oncemill.Claim, is string, err error) {
-	if err := c.mayClaim(); err != nil {
-		return nil, "", err
-	}
 	consumer := c.consumer()
 	text := c.r.Header.Get(tokenHeader)
 	for _, is := range id {
@@ -63,9 +60,6 @@ func (c *call) anyAttempt(consumer *oncemill.Consumer, id ids) (claim *oncemill.
 
 // settle answers POST /settle/ID: the effect happened.
 func (c *call) settle(id ids) error {
-	if err := c.mayClaim(); err != nil {
-		return err
-	}
 	b, err := c.readBody()
 	if err != nil {
 		return err
@@ -101,9 +95,6 @@ func (c *call) end(id ids, do func(ctx context.Context, claim *oncemill.Claim) (
 
 // readReason reads the body of a request that has a reason, or nothing.
 func (c *call) readReason() (reason string, err error) {
-	if err := c.mayClaim(); err != nil {
-		return "", err
-	}
 	b, err := c.readOptionalBody()
 	if err != nil {
 		return "", err
@@ -135,14 +126,11 @@ func (c *call) fail(id ids) error {
 
 // extend answers POST /extend/ID: another lease, from now on.
 func (c *call) extend(id ids) error {
-	if err := c.mayClaim(); err != nil {
-		return err
-	}
 	b, err := c.readOptionalBody()
 	if err != nil {
 		return err
 	}
-	lease := b.seconds("lease_seconds", leastLease, mostLease)
+	lease := b.seconds("lease_seconds", oncemill.LeastLease, oncemill.MostLease)
 	if err := b.err(); err != nil {
 		return err
 	}

@@ -37,6 +37,12 @@ type Handler struct {
 	// one, and claims and results are open to read. Needs trust in every caller.
 	Legacy bool
 
+	// LocalOnly refuses requests whose Host is neither localhost nor an IP address. Set it
+	// where no API key is needed and only this machine is meant to reach the Handler: a page
+	// in a browser there, whose name its owner has point to 127.0.0.1, would otherwise claim,
+	// or read, as at what it takes for its own server.
+	LocalOnly bool
+
 	// Lease is how long a claim may stay unsettled before it is in doubt, unless its
 	// caller says otherwise. 0 means 5 minutes.
 	Lease time.Duration
@@ -138,30 +144,27 @@ type endpoint struct {
 	path    string
 	method  string
 	withID  bool
+	claims  bool // as a tenant, where there are any
 	serve   func(c *call, id ids) error
 	noLimit bool // of time
 }
 
-func endpoints() []endpoint {
-	return []endpoint{
-		{path: "/claim", method: http.MethodPost, serve: (*call).claim},
-		{path: "/claim/test", method: http.MethodPost, serve: (*call).claimTest},
-		{path: "/settle/", method: http.MethodPost, withID: true, serve: (*call).settle},
-		{path: "/release/", method: http.MethodPost, withID: true, serve: (*call).release},
-		{path: "/fail/", method: http.MethodPost, withID: true, serve: (*call).fail},
-		{path: "/extend/", method: http.MethodPost, withID: true, serve: (*call).extend},
-		{path: "/resolve/", method: http.MethodPost, withID: true, serve: (*call).resolve},
-		{path: "/sweep", method: http.MethodPost, serve: (*call).sweep},
-		{path: "/audit", method: http.MethodGet, serve: (*call).audit},
-		{path: "/events", method: http.MethodGet, serve: (*call).events, noLimit: true},
-		{path: "/summary", method: http.MethodGet, serve: (*call).summary},
-		{path: "/health", method: http.MethodGet, serve: (*call).health},
-		{path: "/readyz", method: http.MethodGet, serve: (*call).readyz},
-		{path: "/openapi.json", method: http.MethodGet, serve: (*call).openAPI},
-	}
+var endpoints = []endpoint{
+	{path: "/claim", method: http.MethodPost, claims: true, serve: (*call).claim},
+	{path: "/claim/test", method: http.MethodPost, claims: true, serve: (*call).claimTest},
+	{path: "/settle/", method: http.MethodPost, withID: true, claims: true, serve: (*call).settle},
+	{path: "/release/", method: http.MethodPost, withID: true, claims: true, serve: (*call).release},
+	{path: "/fail/", method: http.MethodPost, withID: true, claims: true, serve: (*call).fail},
+	{path: "/extend/", method: http.MethodPost, withID: true, claims: true, serve: (*call).extend},
+	{path: "/resolve/", method: http.MethodPost, withID: true, serve: (*call).resolve},
+	{path: "/sweep", method: http.MethodPost, serve: (*call).sweep},
+	{path: "/audit", method: http.MethodGet, serve: (*call).audit},
+	{path: "/events", method: http.MethodGet, serve: (*call).events, noLimit: true},
+	{path: "/summary", method: http.MethodGet, serve: (*call).summary},
+	{path: "/health", method: http.MethodGet, serve: (*call).health},
+	{path: "/readyz", method: http.MethodGet, serve: (*call).readyz},
+	{path: "/openapi.json", method: http.MethodGet, serve: (*call).openAPI},
 }
-
-var allEndpoints = endpoints()
 
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -180,7 +183,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // have two slashes in a row.
 func (c *call) route() error {
 	raw := c.r.URL.EscapedPath()
-	for _, e := range allEndpoints {
+	for _, e := range endpoints {
 		var id ids
 		if e.withID {
 			rest, ok := strings.CutPrefix(raw, e.path)
@@ -208,6 +211,11 @@ func (c *call) run(e endpoint, id ids) error {
 	}
 	if err := c.identify(); err != nil {
 		return err
+	}
+	if e.claims {
+		if err := c.mayClaim(); err != nil {
+			return err
+		}
 	}
 	return e.serve(c, id)
 }

@@ -137,20 +137,13 @@ func (o guardOptions) check() error {
 	return o.checkTimes()
 }
 
-// Bounds of some flags, which are those of the Inbox.
-const (
-	leastLease     = 100 * time.Millisecond
-	mostLease      = 720 * time.Hour
-	leastRetention = 10 * time.Minute
-)
-
 func (o guardOptions) checkTimes() error {
 	switch {
-	case *o.lease < leastLease || *o.lease > mostLease:
+	case *o.lease < oncemill.LeastLease || *o.lease > oncemill.MostLease:
 		return usagef("--lease is %v: must be from 100ms to 720h", *o.lease)
-	case *o.retention < leastRetention:
+	case *o.retention < oncemill.LeastRetention:
 		return usagef("--retention is %v: must be at least 10m", *o.retention)
-	case *o.eventRetention < leastRetention:
+	case *o.eventRetention < oncemill.LeastRetention:
 		return usagef("--event-retention is %v: must be at least 10m", *o.eventRetention)
 	}
 	return nil
@@ -172,7 +165,7 @@ func (o guardOptions) handler(db *sql.DB, logger *slog.Logger) (*guard.Handler, 
 			DB: db, Schema: *o.schema, Logger: logger, ClaimBatch: 64, Lease: *o.lease, DrainTimeout: 5 * time.Second,
 			Retention: *o.retention, EventRetention: *o.eventRetention,
 		},
-		Legacy: *o.legacy, Lease: *o.lease, Timeout: *o.timeout, TestCalls: *o.testCalls, Logger: logger,
+		Legacy: *o.legacy, LocalOnly: *o.tenants == "", Lease: *o.lease, Timeout: *o.timeout, TestCalls: *o.testCalls, Logger: logger,
 	}
 	if *o.tenants != "" {
 		h.Tenants = &guard.Tenants{File: *o.tenants, Logger: logger}
@@ -237,32 +230,9 @@ const (
 	mostHeader    = 16 << 10
 )
 
-// reachable refuses requests for other hosts than this machine where nobody needs an API
-// key: a page in a browser here, whose name its owner has point to 127.0.0.1, would
-// otherwise claim, or read, as what it takes for its own server.
-func (o guardOptions) reachable(handler http.Handler) http.Handler {
-	if *o.tenants != "" {
-		return handler
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if name, _, err := net.SplitHostPort(host); err == nil {
-			host = name
-		}
-		if host == "localhost" || net.ParseIP(strings.Trim(host, "[]")) != nil {
-			handler.ServeHTTP(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusForbidden)
-		_, _ = io.WriteString(w, `{"detail":"the header Host has another name than localhost or an IP address: without --tenants only this machine is served (have a proxy set Host)",`+
-			`"type":"urn:oncemill:problem:host","title":"Forbidden","status":403,"code":"host"}`)
-	})
-}
-
 func (o guardOptions) serve(ctx context.Context, listener net.Listener, handler *guard.Handler, certificates *certificates, logger *slog.Logger) error {
 	server := &http.Server{
-		Handler: o.reachable(handler), ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
+		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
 		WriteTimeout: readTimeout + *o.timeout + headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: mostHeader,
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // what strangers send is no error of ours
 	}
