@@ -1,26 +1,13 @@
 package faults_test
 
 import (
-	"fmt"
-	"os"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
-func TestMain(m *testing.M) {
-	if text := os.Getenv(roleVariable); text != "" {
-		if err := play(text); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { actor.Main(m, roleVariable, play) }
 
 // limit is how long a test waits for what should happen at once, so that one
 // that hangs says where.

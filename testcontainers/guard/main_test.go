@@ -2,24 +2,13 @@ package guard_test
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
-func TestMain(m *testing.M) {
-	if text := os.Getenv(roleVariable); text != "" {
-		if err := play(text); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { actor.Main(m, roleVariable, play) }
 
 // limit is how long a test waits for what should happen soon, so that one that hangs says
 // where.

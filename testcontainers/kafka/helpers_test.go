@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -19,17 +18,11 @@ import (
 
 	"github.com/oncemill/oncemill/consumers/kafka"
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
 
 func TestMain(m *testing.M) {
-	if text := os.Getenv(roleVariable); text != "" {
-		if err := play(text); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	goleak.VerifyTestMain(m,
+	actor.Main(m, roleVariable, play,
 		// Watermill's suite forgets one of its own, and so does sarama's metrics.
 		goleak.IgnoreAnyFunction("github.com/ThreeDotsLabs/watermill/pubsub/tests.TestReconnect.func2"),
 		goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))

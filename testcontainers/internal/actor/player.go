@@ -8,11 +8,29 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
 )
 
-// EndWithTheTest has this process end when the test that has started it does, in
+// Main is a TestMain: it plays the role that the variable holds, if there is one, until
+// the test that wants it ends; and otherwise runs the tests, and wants them to leave no
+// goroutine behind but those of the options.
+func Main(m *testing.M, variable string, play func(role string) error, options ...goleak.Option) {
+	if role := os.Getenv(variable); role != "" {
+		endWithTheTest()
+		if err := play(role); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m, options...)
+}
+
+// endWithTheTest has this process end when the test that has started it does, in
 // whatever way.
-func EndWithTheTest() {
+func endWithTheTest() {
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(3)
