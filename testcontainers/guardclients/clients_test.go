@@ -94,14 +94,14 @@ func TestAWebhookDeliveredThreeTimesProvisionsOnce(t *testing.T) {
 	s.run(c.python, "testdata/webhooks.py")
 
 	for key, blocked := range map[string]int{
-		"webhook:provision:evt_3times":  2,
-		"webhook:provision:evt_at_once": 47,
+		"saas-webhooks:stripe_event:evt_3times":  2,
+		"saas-webhooks:stripe_event:evt_at_once": 47,
 	} {
 		s.wantClaim("guard", key, "unsettled")
 		s.wantEvents(key, "claimed", 1)
 		s.wantEvents(key, "blocked", blocked)
 	}
-	s.wantEvents("webhook:provision:evt_doubt", "claimed", 1)
+	s.wantEvents("saas-webhooks:stripe_event:evt_doubt", "claimed", 1)
 	s.wantOnce()
 }
 

@@ -17,7 +17,9 @@ def provision(event):
 
 
 def handle(event):
-    r = requests.post(f"{BASE}/claim", json={"agent_id": "webhook", "action_type": "provision", "scope": event["id"]})
+    # The payment header is of the hosted SafeAgent, and of no meaning to a guard.
+    headers = {"x-payment": "none", "Content-Type": "application/json"}
+    r = requests.post(f"{BASE}/claim", headers=headers, json={"agent_id": "saas-webhooks", "action_type": "stripe_event", "scope": event["id"]})
     if r.json()["status"] == "SKIP":
         return
     provision(event)
@@ -42,7 +44,7 @@ class Webhooks(unittest.TestCase):
         self.assertEqual(provisioned.count("evt_at_once"), 1)
 
     def test_a_webhook_in_doubt_is_skipped(self):
-        claim = {"agent_id": "webhook", "action_type": "provision", "scope": "evt_doubt", "lease_seconds": 0.1}
+        claim = {"agent_id": "saas-webhooks", "action_type": "stripe_event", "scope": "evt_doubt", "lease_seconds": 0.1}
         self.assertEqual(requests.post(f"{BASE}/claim", json=claim).json()["status"], "PROCEED")
         reply = {}
         while not reply.get("in_doubt"):
