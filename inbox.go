@@ -40,6 +40,14 @@ type Inbox struct {
 	// is the least.
 	Retention time.Duration
 
+	// Batch is the largest number of messages that Once may handle in one transaction,
+	// when so many wait at the same time: group commit. 0 or 1: each its own.
+	Batch int
+
+	// BatchTime is for how long a batch begins with further messages. 0 means half a
+	// second.
+	BatchTime time.Duration
+
 	// LockWait is how long a delivery waits for another delivery of the same key
 	// to end before it gives up with ErrInFlight. 0 means 2 seconds.
 	LockWait time.Duration

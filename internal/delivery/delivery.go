@@ -61,6 +61,12 @@ type Turn struct {
 	// one in the line: it was acknowledged, or will not be delivered any more.
 	// nil for the first of a line.
 	Before <-chan struct{}
+
+	// Kept is called by whoever lets the message take effect in its turn only, before
+	// it waits for that. A subscriber may hand out further messages of the line, before
+	// this one is acknowledged, only where it is called. It may be called again, and
+	// from any goroutine. nil: the subscriber does not ask.
+	Kept func()
 }
 
 type contextKey struct{}
