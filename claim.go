@@ -78,6 +78,7 @@ const watermarkSQL = `SELECT $2::timestamptz < purged_before FROM {schema}.water
 type claimStatements struct{ claim, existing, watermark *sql.Stmt }
 
 func (in *Inbox) prepareClaim(ctx context.Context) (s claimStatements, err error) {
+	in.sql.prepareWanted(ctx)
 	for _, p := range []struct {
 		stmt  **sql.Stmt
 		query string
@@ -131,26 +132,40 @@ func readClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) (*
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil
-	case err != nil:
+	case err == nil:
+		err = c.refuses(d)
+	}
+	if err != nil {
 		return nil, err
-	case d.opts.Fingerprint != nil && c.fingerprint != nil && !bytes.Equal(d.opts.Fingerprint, c.fingerprint):
-		return nil, ErrKeyReused
-	case c.outcome == "":
-		return nil, fmt.Errorf("%w: the claim of an effect that is not settled", ErrInFlight)
 	}
 	return &c, nil
 }
 
+// refuses returns why a message must not count as handled by this claim, if so.
+func (c *settledClaim) refuses(d *delivered) error {
+	switch {
+	case d.opts.Fingerprint != nil && c.fingerprint != nil && !bytes.Equal(d.opts.Fingerprint, c.fingerprint):
+		return ErrKeyReused
+	case c.outcome == "":
+		return fmt.Errorf("%w: the claim of an effect that is not settled", ErrInFlight)
+	}
+	return nil
+}
+
 func checkWatermark(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) error {
-	var tooOld bool
-	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, nullTime(d.opts.Origin)).Scan(&tooOld)
+	var old bool
+	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, nullTime(d.opts.Origin)).Scan(&old)
 	if errors.Is(err, sql.ErrNoRows) { // nothing was ever purged
 		return nil
 	}
-	if err == nil && tooOld {
-		err = fmt.Errorf("%w: it dates from %s", ErrTooOld, d.opts.Origin.UTC().Format(time.RFC3339))
+	if err == nil && old {
+		err = tooOld(d)
 	}
 	return err
+}
+
+func tooOld(d *delivered) error {
+	return fmt.Errorf("%w: it dates from %s", ErrTooOld, d.opts.Origin.UTC().Format(time.RFC3339))
 }
 
 func milliseconds(d time.Duration) string {

@@ -5,3 +5,10 @@ var (
 	ControlsTransaction = controlsTransaction
 	StoredKey           = storedKey
 )
+
+// Waiting returns how many calls of Once wait for a batch.
+func Waiting(in *Inbox) int {
+	in.lane.mu.Lock()
+	defer in.lane.mu.Unlock()
+	return len(in.lane.queue) + len(in.lane.lines)
+}

@@ -22,19 +22,10 @@ type flight struct{ consumer, key string }
 func (fs *flights) enter(ctx context.Context, f flight, wait time.Duration) (leave func(), err error) {
 	var timeout <-chan time.Time
 	for {
-		fs.mu.Lock()
-		other, busy := fs.out[f]
-		if !busy {
-			done := make(chan struct{})
-			if fs.out == nil {
-				fs.out = make(map[flight]chan struct{})
-			}
-			fs.out[f] = done
-			fs.mu.Unlock()
-			return func() { fs.leave(f, done) }, nil
+		leave, other := fs.take(f)
+		if leave != nil {
+			return leave, nil
 		}
-		fs.mu.Unlock()
-
 		if timeout == nil {
 			timer := time.NewTimer(wait)
 			defer timer.Stop()
@@ -48,6 +39,27 @@ func (fs *flights) enter(ctx context.Context, f flight, wait time.Duration) (lea
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// tryEnter is enter without waiting.
+func (fs *flights) tryEnter(f flight) (leave func(), ok bool) {
+	leave, _ = fs.take(f)
+	return leave, leave != nil
+}
+
+// take returns what ends the delivery, or else the other one's end.
+func (fs *flights) take(f flight) (leave func(), other chan struct{}) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if other, busy := fs.out[f]; busy {
+		return nil, other
+	}
+	done := make(chan struct{})
+	if fs.out == nil {
+		fs.out = make(map[flight]chan struct{})
+	}
+	fs.out[f] = done
+	return func() { fs.leave(f, done) }, nil
 }
 
 func (fs *flights) leave(f flight, done chan struct{}) {

@@ -94,6 +94,7 @@ type Inbox struct {
 	sql       statements
 	flights   flights
 	groups    groups
+	lane      lane
 	consumers sync.Map // name → *Consumer
 }
 
@@ -112,6 +113,11 @@ type Observer struct {
 	// Resolved when a Resolver has found out what became of it.
 	InDoubt  func(ctx context.Context, consumer, key, reason string)
 	Resolved func(ctx context.Context, consumer, key string, verdict Verdict)
+
+	// Batch is called after each transaction with several messages: how many of them were
+	// committed, how many were in it, and how long it took. Those that were not, and are
+	// no duplicates, are in another one soon. It is called in a goroutine of the Inbox.
+	Batch func(committed, messages int, took time.Duration)
 
 	// Failed is called with whatever error Once, Claim or a method of a Claim is about
 	// to return.
@@ -170,6 +176,7 @@ func (in *Inbox) setUp() {
 	in.LockWait = orDefault(in.LockWait, 2*time.Second)
 	in.IdleTimeout = orDefault(in.IdleTimeout, time.Minute)
 	in.DrainTimeout = orDefault(in.DrainTimeout, 20*time.Second)
+	in.BatchTime = orDefault(in.BatchTime, defaultBatchTime)
 	in.Lease = orDefault(in.Lease, time.Minute)
 	in.EventRetention = orDefault(in.EventRetention, 90*24*time.Hour)
 	if in.Observer == nil {
@@ -191,6 +198,9 @@ func (in *Inbox) validate() error {
 	if in.DB == nil {
 		return fmt.Errorf("oncemill: Inbox.DB is nil: set it to the *sql.DB of your Postgres")
 	}
+	if in.Batch < 0 || in.Batch > mostBatch {
+		return fmt.Errorf("oncemill: Inbox.Batch is %d: must be from 0 to %d", in.Batch, mostBatch)
+	}
 	if in.ClaimBatch < 0 || in.ClaimBatch > mostClaimBatch {
 		return fmt.Errorf("oncemill: Inbox.ClaimBatch is %d: must be from 0 to %d", in.ClaimBatch, mostClaimBatch)
 	}
@@ -204,6 +214,7 @@ func (in *Inbox) validate() error {
 		{"LockWait", in.LockWait, time.Millisecond, mostSetting},
 		{"IdleTimeout", in.IdleTimeout, time.Millisecond, mostSetting},
 		{"DrainTimeout", in.DrainTimeout, time.Millisecond, 0},
+		{"BatchTime", in.BatchTime, time.Millisecond, 0},
 		{"Lease", in.Lease, LeastLease, MostLease},
 		{"EventRetention", in.EventRetention, LeastRetention, 0},
 	} {

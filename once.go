@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/delivery"
 	"github.com/oncemill/oncemill/internal/txn"
 )
 
@@ -104,9 +105,49 @@ func (in *Inbox) once(ctx context.Context, d *delivered, fn func(context.Context
 	if err := d.enterable(ctx, d.opts.checkOnce()); err != nil {
 		return err
 	}
+	duplicate, err := in.takeEffect(ctx, d, fn)
+	switch {
+	case err != nil:
+		return err
+	case duplicate && in.Observer.Duplicate != nil:
+		in.Observer.Duplicate(ctx, d.consumer, d.key)
+	case !duplicate && in.Observer.Committed != nil:
+		in.Observer.Committed(ctx, d.consumer, d.key, time.Since(start))
+	}
+	return nil
+}
+
+// takeEffect handles a message together with others, or alone.
+func (in *Inbox) takeEffect(ctx context.Context, d *delivered, fn func(context.Context, Tx) error) (duplicate bool, err *Error) {
+	if in.Batch <= 1 {
+		return in.onceAlone(ctx, d, fn)
+	}
+	info, _ := delivery.From(ctx)
+	if info.Turn != nil && info.Turn.Kept != nil {
+		info.Turn.Kept()
+	}
+	if !in.lane.runsAlone(d) {
+		if t := in.join(ctx, d, info.Turn, fn); !t.alone {
+			return t.duplicate, t.err
+		}
+	}
+	if info.Turn != nil && info.Turn.Before != nil {
+		select {
+		case <-info.Turn.Before:
+		case <-ctx.Done():
+			return false, d.failed(OpKey, ctx.Err())
+		}
+	}
+	duplicate, err = in.onceAlone(ctx, d, fn)
+	in.lane.remember(d, err != nil && err.Op == OpHandler)
+	return duplicate, err
+}
+
+// onceAlone handles a message in a transaction of its own.
+func (in *Inbox) onceAlone(ctx context.Context, d *delivered, fn func(context.Context, Tx) error) (duplicate bool, failed *Error) {
 	leave, err := in.flights.enter(ctx, flight{d.consumer, d.stored}, in.LockWait)
 	if err != nil {
-		return d.failed(OpKey, err)
+		return false, d.failed(OpKey, err)
 	}
 	defer leave()
 
@@ -116,19 +157,11 @@ func (in *Inbox) once(ctx context.Context, d *delivered, fn func(context.Context
 	// just then; it can hardly happen twice in a row.
 	for range 3 {
 		duplicate, gone, err := in.attempt(work, d, fn)
-		switch {
-		case err != nil:
-			return err
-		case gone:
-			continue
-		case duplicate && in.Observer.Duplicate != nil:
-			in.Observer.Duplicate(ctx, d.consumer, d.key)
-		case !duplicate && in.Observer.Committed != nil:
-			in.Observer.Committed(ctx, d.consumer, d.key, time.Since(start))
+		if err != nil || !gone {
+			return duplicate, err
 		}
-		return nil
 	}
-	return d.failed(OpClaim, ErrInFlight)
+	return false, d.failed(OpClaim, ErrInFlight)
 }
 
 // enterable checks what needs no database.
@@ -202,18 +235,23 @@ func (in *Inbox) attempt(work context.Context, d *delivered, fn func(context.Con
 		t.spoilt = isSpoilt(err)
 		return false, false, d.failed(OpClaim, drainedOr(work, err))
 	case !c.won:
-		if c.existing != nil && c.existing.outcome == Dead && d.outcome() != Dead {
-			in.Logger.InfoContext(work, "oncemill: message was given up before, and is not run; delete its claim to have it run", "consumer", d.consumer, "key", d.stored)
-		}
+		in.noteDead(work, d, c.existing)
 		return c.existing != nil, c.existing == nil, nil
 	}
 	return false, false, in.runAndCommit(work, t, c.xid, d, fn)
 }
 
+// noteDead says so if a message is not run because it was given up before.
+func (in *Inbox) noteDead(ctx context.Context, d *delivered, c *settledClaim) {
+	if c != nil && c.outcome == Dead && d.outcome() != Dead {
+		in.Logger.InfoContext(ctx, "oncemill: message was given up before, and is not run; delete its claim to have it run", "consumer", d.consumer, "key", d.stored)
+	}
+}
+
 // runAndCommit runs fn in the transaction that holds the claim, and commits.
 func (in *Inbox) runAndCommit(work context.Context, t *transaction, xid string, d *delivered, fn func(context.Context, Tx) error) *Error {
 	s := &txState{tx: t.tx, conn: t.conn, at: time.Now()}
-	handle := &txn.Handle{Executor: Tx{s}}
+	handle := &txn.Handle{Executor: Tx{s}, Repeat: in.repeat(s)}
 	err := runLent(txn.With(work, handle), s, fn)
 	if s.unseen {
 		if moved := sameTransaction(work, t.tx, xid, err != nil); moved != nil {
@@ -250,6 +288,8 @@ func (in *Inbox) blame(work context.Context, s *txState, rollback, err error) er
 	case rollback == nil || s.gaveUp:
 		return err
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled): // in open rows
+		return err
+	case errors.Is(err, ErrIdle):
 		return err
 	case time.Since(s.at) >= in.IdleTimeout:
 		return in.idled(err)

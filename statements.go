@@ -3,6 +3,7 @@ package oncemill
 import (
 	"context"
 	"database/sql"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -15,6 +16,7 @@ type statements struct {
 
 	mu       sync.Mutex
 	prepared map[string]*sql.Stmt
+	wanted   []string // to be prepared before the next transaction
 }
 
 func (s *statements) init(db *sql.DB, quotedSchema string) {
@@ -53,4 +55,28 @@ func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, erro
 		return other, nil
 	}
 	return stmt, nil
+}
+
+// ready returns query prepared, or nil; then it will be when the next transaction begins.
+// For queries of other packages, which say so only in a transaction.
+func (s *statements) ready(query string) *sql.Stmt {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stmt := s.prepared[query]
+	if stmt == nil && !slices.Contains(s.wanted, query) {
+		s.wanted = append(s.wanted, query)
+	}
+	return stmt
+}
+
+// prepareWanted prepares what was asked for. What cannot be prepared will fail, if it
+// does, where it is run.
+func (s *statements) prepareWanted(ctx context.Context) {
+	s.mu.Lock()
+	wanted := s.wanted
+	s.wanted = nil
+	s.mu.Unlock()
+	for _, query := range wanted {
+		_, _ = s.prepare(ctx, query)
+	}
 }

@@ -29,14 +29,16 @@ type txState struct {
 
 	mu      sync.RWMutex // held for reading by every statement
 	ended   bool
-	refused error // the first misuse, which makes the transaction roll back
-	unseen  bool  // a statement was run that could not be looked at beforehand
+	refused error  // the first misuse, which makes the transaction roll back
+	unseen  bool   // a statement was run that could not be looked at beforehand
+	shared  *share // with others; nil: the transaction is the handler's alone
 
 	// What the last statement tells of why the transaction failed, if it did.
 	at      time.Time       // when it ended
 	gaveUp  bool            // it failed when its own context had ended
 	open    context.Context // of a query whose rows may still be open; nil: none
 	trouble error           // why it failed, if that was not the handler's doing
+	failed  bool            // it failed
 }
 
 // ExecContext runs a statement that returns no rows.
@@ -88,7 +90,11 @@ func (t Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt, e
 func (t Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) (own *sql.Stmt) {
 	query, known := textOf(stmt)
 	err := t.s.use(ctx, query, func() error {
-		t.s.unseen = t.s.unseen || !known
+		if !known {
+			if err := t.s.cannotSee("StmtContext"); err != nil {
+				return err
+			}
+		}
 		own = t.s.tx.StmtContext(ctx, stmt)
 		return nil
 	})
@@ -132,9 +138,20 @@ func (t Tx) Raw(fn func(driverConn any) error) error {
 		if t.s.conn == nil {
 			return errors.New("oncemill: Raw: a transaction given to ContextWithTx has no driver connection to offer")
 		}
-		t.s.unseen = true
+		if err := t.s.cannotSee("Raw"); err != nil {
+			return err
+		}
 		return t.s.conn.Raw(fn)
 	})
+}
+
+// cannotSee notes that something is run that cannot be looked at.
+func (s *txState) cannotSee(method string) error {
+	if s.shared != nil {
+		return s.shared.refuse(method)
+	}
+	s.unseen = true
+	return nil
 }
 
 // use runs one statement, unless the transaction has ended or the query would
@@ -152,8 +169,14 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 		s.refused = fmt.Errorf("%w (refused: %.60q)", ErrTxControl, query)
 		return s.refused
 	}
+	if s.shared != nil {
+		if err := s.shared.check(query); err != nil {
+			return err
+		}
+	}
 	err := statement()
 	s.at, s.trouble, s.open = time.Now(), nil, nil
+	s.failed = err != nil
 	s.gaveUp = err != nil && ctx.Err() != nil
 	// A statement whose own context has ended breaks the connection too, in the
 	// drivers' hands; that is the handler's doing.
@@ -161,6 +184,45 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 		s.trouble = markUnavailable(err)
 	}
 	return err
+}
+
+// enter keeps the transaction from ending until leave is called.
+func (s *txState) enter() (leave func(), err error) {
+	s.mu.RLock()
+	if s.ended {
+		s.mu.RUnlock()
+		return nil, ErrTxEnded
+	}
+	return s.mu.RUnlock, nil
+}
+
+// repeat runs a statement that many transactions run, prepared if it is by now.
+func (in *Inbox) repeat(s *txState) func(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	return func(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
+		stmt := in.sql.ready(query)
+		if stmt == nil {
+			return Tx{s}.ExecContext(ctx, query, args...)
+		}
+		err = s.use(ctx, query, func() error {
+			result, err = s.tx.StmtContext(ctx, stmt).ExecContext(ctx, args...)
+			return err
+		})
+		return result, err
+	}
+}
+
+// abandon ends the use of a transaction that was idle for so long. Else it says how long
+// that would still take.
+func (s *txState) abandon(idle time.Duration) (wait time.Duration, ended bool) {
+	if !s.mu.TryLock() {
+		return idle, false // a statement is running
+	}
+	defer s.mu.Unlock()
+	if wait = time.Until(s.at.Add(idle)); wait > 0 {
+		return wait, false
+	}
+	s.ended = true
+	return 0, true
 }
 
 // end waits for a statement that is still running and refuses later ones.

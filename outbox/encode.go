@@ -10,6 +10,7 @@ import (
 
 // An encodedRow is a message as the table's columns take it.
 type encodedRow struct {
+	topic       string
 	uuid        string
 	metadata    string // JSON
 	orderingKey []byte // nil: NULL
@@ -30,7 +31,7 @@ func encode(topic string, msgs []*message.Message) ([]encodedRow, error) {
 		if msg == nil {
 			return nil, &Error{Topic: topic, Index: i, Err: fmt.Errorf("%w: it is nil", ErrInvalid)}
 		}
-		row, err := encodeMessage(msg)
+		row, err := encodeMessage(topic, msg)
 		if err != nil {
 			return nil, &Error{Topic: topic, UUID: msg.UUID, Index: i, Err: err}
 		}
@@ -49,7 +50,7 @@ func checkTopic(topic string) error {
 	return nil
 }
 
-func encodeMessage(msg *message.Message) (encodedRow, error) {
+func encodeMessage(topic string, msg *message.Message) (encodedRow, error) {
 	if !metadata.IsText(msg.UUID) {
 		return encodedRow{}, fmt.Errorf("%w: the UUID %q contains NUL or is not UTF-8 (encode it, in hexadecimal for one)", ErrInvalid, msg.UUID)
 	}
@@ -57,7 +58,7 @@ func encodeMessage(msg *message.Message) (encodedRow, error) {
 	if err != nil {
 		return encodedRow{}, fmt.Errorf("%w: metadata: %w", ErrInvalid, err)
 	}
-	row := encodedRow{uuid: msg.UUID, metadata: meta, payload: msg.Payload}
+	row := encodedRow{topic: topic, uuid: msg.UUID, metadata: meta, payload: msg.Payload}
 	if key, ok := msg.Metadata[OrderingKeyMetadata]; ok {
 		row.orderingKey = []byte(key) // not nil, even if it is empty
 	}

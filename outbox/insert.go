@@ -2,59 +2,93 @@ package outbox
 
 import (
 	"context"
-	"strconv"
-	"strings"
+	"database/sql"
 
+	"github.com/oncemill/oncemill/internal/pgarray"
+	"github.com/oncemill/oncemill/internal/txn"
 	"github.com/oncemill/oncemill/schema"
 )
 
 const (
-	// chunkRows and chunkBytes limit one INSERT. A row takes four of the 65,535
-	// parameters that the protocol allows.
+	// chunkRows and chunkBytes limit one INSERT.
 	chunkRows  = 1000
 	chunkBytes = 16 << 20
 )
 
-// insert writes rows in as few statements as their number and size allow.
-func insert(ctx context.Context, tx Executor, schemaName, topic string, rows []encodedRow) error {
-	for len(rows) > 0 {
-		n := chunk(rows)
-		if err := insertChunk(ctx, tx, schemaName, topic, rows[:n]); err != nil {
+// insert writes rows in as few statements as their number and size allow. exec runs a
+// statement; there are only two, for it to keep prepared.
+func insert(ctx context.Context, exec execFunc, schemaName string, rows []encodedRow) error {
+	if len(rows) == 1 {
+		row := &rows[0]
+		_, err := exec(ctx, `INSERT INTO `+schema.Quote(schemaName)+insertOneSQL, row.topic, row.uuid, row.metadata, row.orderingKey, row.payload)
+		return err
+	}
+	w := rowWriter{schema: schemaName}
+	w.add(rows)
+	return w.write(ctx, exec)
+}
+
+type execFunc func(ctx context.Context, query string, args ...any) (sql.Result, error)
+
+// insertOneSQL writes one row, insertSQL several: unnest returns them in their order, and
+// so the ids are given.
+const (
+	insertOneSQL = `.outbox (topic, uuid, metadata, ordering_key, payload) VALUES ($1::text, $2::text, $3::text::jsonb, $4::bytea, $5::bytea)`
+
+	insertSQL = `.outbox (topic, uuid, metadata, ordering_key, payload)
+SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea
+FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::text::text[]), (SELECT $4::text::text[]), (SELECT $5::text::text[]))
+	AS new (topic, uuid, metadata, ordering_key, payload)`
+)
+
+// A rowWriter collects rows, and copies them: whoever published them may use their memory
+// again.
+type rowWriter struct {
+	schema string
+	chunks []*rowChunk
+}
+
+// A rowChunk is what one INSERT writes.
+type rowChunk struct {
+	rows, size                               int
+	topic, uuid, metadata, orderKey, payload pgarray.Array
+}
+
+func (w *rowWriter) add(rows []encodedRow) {
+	for i := range rows {
+		row := &rows[i]
+		c := w.chunkFor(row.size())
+		c.rows++
+		c.size += row.size()
+		c.topic.AddText(row.topic)
+		c.uuid.AddText(row.uuid)
+		c.metadata.AddText(row.metadata)
+		c.orderKey.AddBytes(row.orderingKey)
+		c.payload.AddBytes(row.payload)
+	}
+}
+
+// chunkFor returns the one that the next row belongs to.
+func (w *rowWriter) chunkFor(size int) *rowChunk {
+	if n := len(w.chunks); n > 0 {
+		if last := w.chunks[n-1]; last.rows < chunkRows && last.size+size <= chunkBytes {
+			return last
+		}
+	}
+	c := new(rowChunk)
+	w.chunks = append(w.chunks, c)
+	return c
+}
+
+func (w *rowWriter) write(ctx context.Context, exec execFunc) error {
+	for _, c := range w.chunks {
+		if _, err := exec(ctx, `INSERT INTO `+schema.Quote(w.schema)+insertSQL,
+			c.topic.String(), c.uuid.String(), c.metadata.String(), c.orderKey.String(), c.payload.String()); err != nil {
 			return err
 		}
-		rows = rows[n:]
 	}
 	return nil
 }
 
-// chunk returns how many of the rows go into the next statement, at least one.
-func chunk(rows []encodedRow) int {
-	size := 0
-	for i, row := range rows {
-		size += row.size()
-		if i > 0 && size > chunkBytes || i == chunkRows {
-			return i
-		}
-	}
-	return len(rows)
-}
-
-// insertChunk writes rows in one statement. It is a list of VALUES because
-// drivers do not agree on how arrays are passed.
-func insertChunk(ctx context.Context, tx Executor, schemaName, topic string, rows []encodedRow) error {
-	var query strings.Builder
-	query.WriteString(`INSERT INTO ` + schema.Quote(schemaName) + `.outbox (topic, uuid, metadata, ordering_key, payload) VALUES `)
-	args := make([]any, 1, 1+4*len(rows))
-	args[0] = topic
-	for i, row := range rows {
-		if i > 0 {
-			query.WriteByte(',')
-		}
-		n := len(args)
-		query.WriteString(`($1::text,$` + strconv.Itoa(n+1) + `::text,$` + strconv.Itoa(n+2) + `::text::jsonb,$` +
-			strconv.Itoa(n+3) + `::bytea,$` + strconv.Itoa(n+4) + `::bytea)`)
-		args = append(args, row.uuid, row.metadata, row.orderingKey, row.payload)
-	}
-	_, err := tx.ExecContext(ctx, query.String(), args...)
-	return err
-}
+// Write writes what several members of a transaction have left to its end.
+func (w *rowWriter) Write(ctx context.Context, tx *txn.Handle) error { return w.write(ctx, tx.Exec) }

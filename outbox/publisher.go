@@ -63,9 +63,9 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	case err != nil:
 		return err
 	case handle != nil:
-		err = p.join(ctx, handle, topic, rows)
+		err = p.join(ctx, handle, rows)
 	case p.DB != nil:
-		err = p.publishAlone(ctx, topic, rows)
+		err = p.publishAlone(ctx, rows)
 	default:
 		return &Error{Topic: topic, UUID: msgs[0].UUID, Index: 0, Err: ErrNoTx}
 	}
@@ -97,9 +97,16 @@ var errTwoTx = errors.New("it belongs to another transaction than the call's fir
 
 // join writes rows to a transaction that somebody else will end. The message's
 // end must not cancel the statement: that would break the connection under
-// everything else that the transaction holds.
-func (p *Publisher) join(ctx context.Context, tx *txn.Handle, topic string, rows []encodedRow) error {
-	if err := insert(context.WithoutCancel(ctx), tx, p.Schema, topic, rows); err != nil {
+// everything else that the transaction holds. Where the transaction has several
+// members, all of their rows are written at its end.
+func (p *Publisher) join(ctx context.Context, tx *txn.Handle, rows []encodedRow) error {
+	later, err := tx.AtEnd("outbox "+p.Schema, func() txn.Writer { return &rowWriter{schema: p.Schema} }, func(w txn.Writer) {
+		w.(*rowWriter).add(rows)
+	})
+	if !later {
+		err = insert(context.WithoutCancel(ctx), tx.Exec, p.Schema, rows)
+	}
+	if err != nil {
 		return err
 	}
 	if p.Notify != nil {
@@ -111,7 +118,7 @@ func (p *Publisher) join(ctx context.Context, tx *txn.Handle, topic string, rows
 // publishAlone writes rows in a transaction of their own. All of it may be
 // cancelled but the COMMIT: with a synchronous standby a cancelled COMMIT reports
 // success before the rows are replicated.
-func (p *Publisher) publishAlone(ctx context.Context, topic string, rows []encodedRow) error {
+func (p *Publisher) publishAlone(ctx context.Context, rows []encodedRow) error {
 	txCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	begun := context.AfterFunc(ctx, cancel)
@@ -123,7 +130,7 @@ func (p *Publisher) publishAlone(ctx context.Context, topic string, rows []encod
 		return err // a transaction that has begun ends with txCtx
 	}
 	defer tx.Rollback()
-	if err := insert(ctx, tx, p.Schema, topic, rows); err != nil {
+	if err := insert(ctx, tx.ExecContext, p.Schema, rows); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -179,7 +186,7 @@ func (p TxPublisher) Publish(topic string, msgs ...*message.Message) error {
 	if err != nil || len(rows) == 0 {
 		return err
 	}
-	if err := insert(context.WithoutCancel(msgs[0].Context()), p.tx, p.schema, topic, rows); err != nil {
+	if err := insert(context.WithoutCancel(msgs[0].Context()), p.tx.ExecContext, p.schema, rows); err != nil {
 		return &Error{Topic: topic, Index: -1, Err: err}
 	}
 	return nil

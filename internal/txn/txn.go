@@ -20,8 +20,44 @@ type Executor interface {
 type Handle struct {
 	Executor
 
+	// Repeat is ExecContext for a query that many transactions run, which may be
+	// prepared for them. nil: ExecContext does it.
+	Repeat func(ctx context.Context, query string, args ...any) (sql.Result, error)
+
+	// Late takes what can as well be written at the transaction's end, which others
+	// share. nil: it is to be written at once.
+	Late *Late
+
+	// Enter keeps the transaction from ending until leave is called, or says that it has
+	// ended. It is set with Late.
+	Enter func() (leave func(), err error)
+
 	mu    sync.Mutex
 	after []func()
+}
+
+// Exec runs a query that many transactions run.
+func (h *Handle) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	if h.Repeat != nil {
+		return h.Repeat(ctx, query, args...)
+	}
+	return h.ExecContext(ctx, query, args...)
+}
+
+// AtEnd has add note in a Writer what is to be written at the transaction's end. There is
+// one Writer of a name, which the first to ask for it makes. later is false, and nothing
+// was noted, where it is to be written at once.
+func (h *Handle) AtEnd(name string, make func() Writer, add func(Writer)) (later bool, err error) {
+	if h.Late == nil {
+		return false, nil
+	}
+	leave, err := h.Enter()
+	if err != nil {
+		return true, err
+	}
+	defer leave()
+	h.Late.add(name, make, add)
+	return true, nil
 }
 
 // AfterCommit has fn called once after the transaction has committed. A
@@ -42,6 +78,45 @@ func (h *Handle) Committed() {
 	for _, fn := range after {
 		fn()
 	}
+}
+
+// A Writer writes what was left to the end of a transaction.
+type Writer interface {
+	Write(ctx context.Context, tx *Handle) error
+}
+
+// Late is what is left to the end of one transaction. The zero value is ready.
+type Late struct {
+	mu      sync.Mutex
+	named   map[string]Writer
+	writers []Writer
+}
+
+func (l *Late) add(name string, make func() Writer, add func(Writer)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := l.named[name]
+	if w == nil {
+		if l.named == nil {
+			l.named = map[string]Writer{}
+		}
+		w = make()
+		l.named[name] = w
+		l.writers = append(l.writers, w)
+	}
+	add(w)
+}
+
+// Write writes it all.
+func (l *Late) Write(ctx context.Context, tx *Handle) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.writers {
+		if err := w.Write(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type contextKey struct{}

@@ -1,0 +1,335 @@
+package oncemill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/txn"
+)
+
+// A batch is one transaction of several members, from BEGIN to what each is told:
+//
+//	begin, claim    all keys in one statement; duplicates are told so at once
+//	turns           each member's function, one after another
+//	unclaim         the claims of members whose turn did not come
+//	late, commit    the outbox rows of all in one statement; then they are told
+//
+// A claim is committed only if its member's function has returned nil. Where something
+// fails, all is rolled back, and those who have nothing to do with it go first in the next
+// batch.
+type batch struct {
+	in      *Inbox
+	members []*member
+	ctx     context.Context // ends when no caller waits any more
+	cancel  context.CancelCauseFunc
+	callers int // who wait, guarded by lane.mu
+	begun   time.Time
+
+	stmts     batchStatements
+	t         *transaction
+	late      *txn.Late
+	ran       []*member // whose functions have returned nil, in their order
+	dropped   []*member // whose claims are to be deleted
+	committed int
+}
+
+// errGone stands for a handler that has ended its goroutine, or that is waited for no longer.
+var errGone = errors.New("handler did not return")
+
+func (b *batch) run() {
+	defer b.cancel(nil)
+	defer func() {
+		if panicked := recover(); panicked != nil { // the driver: callers wait in other goroutines
+			b.in.Logger.Error(fmt.Sprintf("oncemill: a batch panicked: %v", panicked), "stack", string(debug.Stack()))
+			b.failAll(OpCommit, fmt.Errorf("%w: panic: %v", ErrUnavailable, panicked))
+		}
+	}()
+	b.transact()
+	if b.in.Observer.Batch != nil {
+		b.in.Observer.Batch(b.committed, len(b.members), time.Since(b.begun))
+	}
+}
+
+func (b *batch) transact() {
+	if !b.beginAndClaim() {
+		return
+	}
+	defer b.t.close(b.ctx)
+	for _, m := range b.members {
+		if m.ended || m.took { // told by its claim, or a duplicate
+			continue
+		}
+		if !b.mayRun(m) {
+			b.dropped = append(b.dropped, m)
+		} else if err := b.turn(m); err != nil {
+			b.turnFailed(m, err)
+			return
+		}
+	}
+	if len(b.ran) == 0 {
+		_ = b.t.rollback(b.ctx)
+	} else if !b.finish() {
+		return
+	}
+	b.adapt()
+	b.again(b.dropped)
+}
+
+// adapt learns how large a batch should be: small enough to end in time.
+func (b *batch) adapt() {
+	if len(b.dropped) > 0 && len(b.ran) > 0 && b.isLate() {
+		b.in.lane.shrink(2 * len(b.ran))
+	} else {
+		b.in.lane.grow(len(b.members))
+	}
+}
+
+// beginAndClaim begins the transaction and claims the keys in it. It reports whether there
+// is somebody whose function may run.
+func (b *batch) beginAndClaim() (ok bool) {
+	var err error
+	if b.stmts, err = b.in.prepareBatch(b.ctx); err != nil {
+		b.failAll(OpClaim, err)
+		return false
+	}
+	if b.t, err = begin(b.ctx, b.in.DB); err != nil {
+		b.failAll(OpBegin, err)
+		return false
+	}
+	if err = b.claim(); err != nil {
+		b.t.spoilt = isSpoilt(err)
+		_ = b.t.rollback(b.ctx)
+		b.claimFailed(err)
+		return false
+	}
+	b.late = new(txn.Late)
+	return true
+}
+
+func (b *batch) claimFailed(err error) {
+	switch state := sqlState(err); {
+	case state == "55P03", state == "57014" && b.ctx.Err() == nil:
+		// Somebody else holds one of the keys: each will find out alone if it is its own.
+		b.alone(b.members)
+	case state == "40P01":
+		b.in.lane.takeTurns()
+		b.again(b.members)
+	default:
+		b.failAll(OpClaim, err)
+	}
+}
+
+// mayRun reports whether a member's turn comes: its caller waits, there is time, and the
+// one before it in its line has taken effect.
+func (b *batch) mayRun(m *member) bool {
+	if m.behind != nil && !m.behind.took || len(b.ran) > 0 && b.isLate() || m.ctx.Err() != nil {
+		return false
+	}
+	return b.in.lane.begin(m)
+}
+
+func (b *batch) isLate() bool { return time.Since(b.begun) > b.in.BatchTime }
+
+// turn has a member's function run, in the goroutine of its caller.
+func (b *batch) turn(m *member) error {
+	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: new(share)}
+	m.tx, m.handle = s, &txn.Handle{Executor: Tx{s}, Repeat: b.in.repeat(s), Late: b.late, Enter: s.enter}
+	m.tell <- told{turn: true}
+	err := b.awaitAnswer(m)
+	switch {
+	case err != nil:
+		return err
+	case s.shared.refused != "":
+		return errShared
+	case s.failed: // and the handler did not care
+		return ErrTxAborted
+	case time.Since(s.at) >= b.in.IdleTimeout: // it would be the next one's fault
+		return b.in.idled(errors.New("handler returned after that"))
+	case s.open != nil && s.open.Err() != nil: // perhaps with rows still open
+		if _, err := b.t.tx.ExecContext(b.ctx, `SELECT 1`); err != nil {
+			return fmt.Errorf("the context of the handler's last query ended before its rows were closed, and broke the connection: %v", err)
+		}
+	}
+	m.took = true
+	b.ran = append(b.ran, m)
+	return nil
+}
+
+// awaitAnswer waits for a function to return. One that does nothing for longer than
+// IdleTimeout has lost the transaction anyway, and must not hold up all others.
+func (b *batch) awaitAnswer(m *member) error {
+	idle := time.NewTimer(b.in.IdleTimeout + time.Second)
+	defer idle.Stop()
+	for {
+		select {
+		case err := <-m.answer:
+			return err
+		case <-idle.C:
+		}
+		wait, ended := m.tx.abandon(b.in.IdleTimeout)
+		if ended {
+			return b.in.idled(errGone)
+		}
+		idle.Reset(wait + time.Second)
+	}
+}
+
+// turnFailed ends a batch one of whose functions has failed.
+func (b *batch) turnFailed(m *member, err error) {
+	rollback := b.t.rollback(b.ctx)
+	blamed := b.in.blame(m.work, m.tx, rollback, err)
+	lost := errors.Is(blamed, ErrUnavailable) && (rollback != nil || m.tx.trouble != nil)
+	culprit := b.brokenBy()
+	switch {
+	case errors.Is(err, errGone):
+		b.tell(m, told{err: m.d.handlerFailed(err)})
+	case m.tx.shared.refused != "":
+		b.refused(m)
+	case context.Cause(m.work) != nil:
+		b.tell(m, told{err: m.d.handlerFailed(blamed)})
+	case sqlState(blamed) == "40P01":
+		b.in.lane.takeTurns()
+		m.tries++
+	case lost && culprit != nil:
+		b.alone([]*member{culprit})
+	case lost:
+		b.tell(m, told{err: m.d.handlerFailed(blamed)})
+		b.failAll(OpHandler, fmt.Errorf("%w: while another message of the batch was handled: %w", ErrUnavailable, err))
+	default:
+		b.failedOne(m, blamed)
+	}
+	b.again(b.members)
+}
+
+// failedOne is for the failure of one member. What it came of its own transaction will
+// tell, unless this was as good as that. If it found the transaction aborted, that may have been
+// the one before it.
+func (b *batch) failedOne(m *member, err error) {
+	if len(b.members) == 1 && !m.panicked {
+		b.tell(m, told{err: m.d.handlerFailed(err)})
+		return
+	}
+	b.in.lane.shrink(len(b.members))
+	suspects := []*member{m}
+	if n := len(b.ran); n > 0 && sqlState(err) == "25P02" {
+		suspects = append(suspects, b.ran[n-1])
+	}
+	b.alone(suspects)
+}
+
+// refused has a member run alone that wants to do what would not be safe here.
+func (b *batch) refused(m *member) {
+	what := m.tx.shared.refused
+	if (what == "Raw" || what == "StmtContext") && b.in.lane.neverAgain(m.d.consumer) {
+		b.in.Logger.WarnContext(m.ctx, "oncemill: this handler uses a method of Tx by which it could end the transaction unseen: its messages are not handled in batches", "consumer", m.d.consumer, "method", what)
+	}
+	b.alone([]*member{m})
+}
+
+// brokenBy finds the member whose query's context has ended while its rows were open: with
+// that, the driver breaks the connection.
+func (b *batch) brokenBy() *member {
+	for _, m := range b.ran {
+		if m.tx.open != nil && m.tx.open.Err() != nil {
+			return m
+		}
+	}
+	return nil
+}
+
+// finish deletes what must not be committed, writes what was left to the end, and commits.
+func (b *batch) finish() (ok bool) {
+	if err := b.unclaim(); err != nil {
+		b.endFailed(OpHandler, err)
+		return false
+	}
+	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now()}
+	if err := b.late.Write(b.ctx, &txn.Handle{Executor: Tx{s}, Repeat: b.in.repeat(s)}); err != nil {
+		b.endFailed(OpHandler, err)
+		return false
+	}
+	if err := b.t.commit(b.ctx); err != nil {
+		b.endFailed(OpCommit, err)
+		return false
+	}
+	b.committed = len(b.ran)
+	for _, m := range b.ran {
+		m.handle.Committed()
+		b.tell(m, told{})
+	}
+	return true
+}
+
+// endFailed is for what fails when all functions have returned. If Postgres has said why,
+// nothing is committed, and each will find out alone if it was its own doing. Else the
+// connection is lost, and after a COMMIT nobody knows.
+func (b *batch) endFailed(op Op, err error) {
+	if op != OpCommit {
+		_ = b.t.rollback(b.ctx)
+	}
+	state := sqlState(err)
+	switch culprit := b.brokenBy(); {
+	case state == "40P01":
+		b.in.lane.takeTurns()
+	case errors.Is(err, ErrTxAborted), state != "" && !unavailableState(state):
+		b.in.lane.shrink(len(b.members))
+		b.alone(b.ran)
+	case culprit != nil && op == OpHandler:
+		b.alone([]*member{culprit})
+	default:
+		b.again(b.dropped) // their claims are gone in any case
+		b.failAll(op, drainedOr(b.ctx, err))
+	}
+	b.again(b.members)
+}
+
+// tell tells a member its end.
+func (b *batch) tell(m *member, t told) {
+	if !m.ended {
+		m.ended = true
+		m.tell <- t // there is room: it has taken the last one
+	}
+}
+
+// alone has members run in transactions of their own.
+func (b *batch) alone(members []*member) {
+	for _, m := range members {
+		if !m.ended {
+			b.in.lane.remember(m.d, true)
+		}
+		b.tell(m, told{alone: true})
+	}
+}
+
+// again puts those back who were not told their end, but for those who were given back or
+// have tried too often.
+func (b *batch) again(members []*member) {
+	var back []*member
+	for _, m := range members {
+		switch {
+		case m.ended:
+		case m.ctx.Err() != nil:
+			b.tell(m, told{err: m.d.failed(OpKey, m.ctx.Err())})
+		case m.tries >= mostTries:
+			b.tell(m, told{alone: true})
+		default:
+			if m.took {
+				m.tries++
+			}
+			m.ended = true // as far as this batch is concerned
+			back = append(back, m)
+		}
+	}
+	b.in.lane.again(back)
+}
+
+func (b *batch) failAll(op Op, err error) {
+	for _, m := range b.members {
+		if !m.ended {
+			b.tell(m, told{err: m.d.failed(op, drainedOr(b.ctx, err))})
+		}
+	}
+}
