@@ -30,6 +30,7 @@ type batch struct {
 
 	stmts     batchStatements
 	t         *transaction
+	own       txStatements
 	late      *txn.Late
 	ran       []*member // whose functions have returned nil, in their order
 	dropped   []*member // whose claims are to be deleted
@@ -105,7 +106,7 @@ func (b *batch) beginAndClaim() (ok bool) {
 		b.claimFailed(err)
 		return false
 	}
-	b.late = new(txn.Late)
+	b.late, b.own = new(txn.Late), txStatements{all: &b.in.sql, tx: b.t.tx}
 	return true
 }
 
@@ -135,8 +136,11 @@ func (b *batch) isLate() bool { return time.Since(b.begun) > b.in.BatchTime }
 
 // turn has a member's function run, in the goroutine of its caller.
 func (b *batch) turn(m *member) error {
-	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: new(share)}
-	m.tx, m.handle = s, &txn.Handle{Executor: Tx{s}, Repeat: b.in.repeat(s), Late: b.late, Enter: s.enter}
+	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: new(share), stmts: &b.own}
+	if b.in.watched {
+		s.watched = m.work.Done()
+	}
+	m.tx, m.handle = s, &txn.Handle{Executor: Tx{s}, Late: b.late, Enter: s.enter}
 	m.tell <- told{turn: true}
 	err := b.awaitAnswer(m)
 	switch {
@@ -163,10 +167,17 @@ func (b *batch) turn(m *member) error {
 func (b *batch) awaitAnswer(m *member) error {
 	idle := time.NewTimer(b.in.IdleTimeout + time.Second)
 	defer idle.Stop()
+	working := m.tx.watched
 	for {
 		select {
 		case err := <-m.answer:
 			return err
+		case <-working:
+			working = nil
+			if m.tx.busy() {
+				b.t.interrupt()
+			}
+			continue
 		case <-idle.C:
 		}
 		wait, ended := m.tx.abandon(b.in.IdleTimeout)
@@ -246,8 +257,8 @@ func (b *batch) finish() (ok bool) {
 		b.endFailed(OpHandler, err)
 		return false
 	}
-	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now()}
-	if err := b.late.Write(b.ctx, &txn.Handle{Executor: Tx{s}, Repeat: b.in.repeat(s)}); err != nil {
+	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), stmts: &b.own}
+	if err := b.late.Write(b.ctx, &txn.Handle{Executor: Tx{s}}); err != nil {
 		b.endFailed(OpHandler, err)
 		return false
 	}

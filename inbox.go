@@ -95,6 +95,7 @@ type Inbox struct {
 	flights   flights
 	groups    groups
 	lane      lane
+	watched   bool     // see watchesTransactions
 	consumers sync.Map // name → *Consumer
 }
 
@@ -185,6 +186,7 @@ func (in *Inbox) setUp() {
 	if in.Logger == nil {
 		in.Logger = slog.Default()
 	}
+	in.watched = watchesTransactions(in.DB)
 	in.sql.init(in.DB, schema.Quote(in.Schema))
 }
 

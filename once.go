@@ -250,8 +250,16 @@ func (in *Inbox) noteDead(ctx context.Context, d *delivered, c *settledClaim) {
 
 // runAndCommit runs fn in the transaction that holds the claim, and commits.
 func (in *Inbox) runAndCommit(work context.Context, t *transaction, xid string, d *delivered, fn func(context.Context, Tx) error) *Error {
-	s := &txState{tx: t.tx, conn: t.conn, at: time.Now()}
-	handle := &txn.Handle{Executor: Tx{s}, Repeat: in.repeat(s)}
+	s := &txState{tx: t.tx, conn: t.conn, at: time.Now(), stmts: &txStatements{all: &in.sql, tx: t.tx}}
+	if in.watched {
+		s.watched = work.Done()
+		defer context.AfterFunc(work, func() {
+			if s.busy() {
+				t.interrupt()
+			}
+		})()
+	}
+	handle := &txn.Handle{Executor: Tx{s}}
 	err := runLent(txn.With(work, handle), s, fn)
 	if s.unseen {
 		if moved := sameTransaction(work, t.tx, xid, err != nil); moved != nil {

@@ -3,25 +3,36 @@ package oncemill
 import (
 	"context"
 	"database/sql"
-	"slices"
 	"strings"
 	"sync"
 )
 
-// statements holds the SQL of the hot path, prepared once on the sql.DB: lib/pq
-// needs two round trips for a statement with arguments that is not prepared.
+// statements holds the SQL of the hot path, and what handlers run again and again, prepared
+// once on the sql.DB: lib/pq needs two round trips for a statement with arguments that is
+// not prepared.
 type statements struct {
 	db     *sql.DB
 	schema string // quoted
 
 	mu       sync.Mutex
 	prepared map[string]*sql.Stmt
-	wanted   []string // to be prepared before the next transaction
+	seen     map[string]int // how often handlers have run what is not prepared
+	wanted   []string       // to be prepared before the next transaction
 }
+
+const (
+	// prepareAfter is how often handlers run a query before it is prepared.
+	prepareAfter = 3
+
+	// mostSeen is how many queries of handlers are told apart, and mostPrepared how many
+	// are prepared. A handler that puts values into its texts has more than are of use.
+	mostSeen, mostPrepared = 1000, 200
+)
 
 func (s *statements) init(db *sql.DB, quotedSchema string) {
 	s.db, s.schema = db, quotedSchema
 	s.prepared = make(map[string]*sql.Stmt)
+	s.seen = make(map[string]int)
 }
 
 // in returns query with the schema's name filled in for {schema}, also where that stands
@@ -57,20 +68,27 @@ func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, erro
 	return stmt, nil
 }
 
-// ready returns query prepared, or nil; then it will be when the next transaction begins.
-// For queries of other packages, which say so only in a transaction.
+// ready returns a handler's query prepared, or nil. It is prepared when it was run a few
+// times and the next transaction begins: in this one there is no connection to spare.
 func (s *statements) ready(query string) *sql.Stmt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stmt := s.prepared[query]
-	if stmt == nil && !slices.Contains(s.wanted, query) {
+	if stmt := s.prepared[query]; stmt != nil {
+		return stmt
+	}
+	n, known := s.seen[query]
+	if !known && len(s.seen) >= mostSeen {
+		return nil
+	}
+	s.seen[query] = n + 1
+	if n+1 == prepareAfter && len(s.prepared)+len(s.wanted) < mostPrepared {
 		s.wanted = append(s.wanted, query)
 	}
-	return stmt
+	return nil
 }
 
-// prepareWanted prepares what was asked for. What cannot be prepared will fail, if it
-// does, where it is run.
+// prepareWanted prepares what handlers have run a few times. What cannot be prepared is not
+// tried again.
 func (s *statements) prepareWanted(ctx context.Context) {
 	s.mu.Lock()
 	wanted := s.wanted
@@ -78,5 +96,46 @@ func (s *statements) prepareWanted(ctx context.Context) {
 	s.mu.Unlock()
 	for _, query := range wanted {
 		_, _ = s.prepare(ctx, query)
+	}
+}
+
+// forget has a handler's query not be prepared any more: the tables that it was
+// prepared for have changed.
+func (s *statements) forget(query string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.prepared, query) // others may be using it, so it is not closed
+}
+
+// txStatements are prepared statements in one transaction.
+type txStatements struct {
+	all *statements
+	tx  *sql.Tx
+	own map[string]*sql.Stmt
+}
+
+// get returns a handler's query for this transaction, or nil if it is not prepared.
+func (t *txStatements) get(ctx context.Context, query string) *sql.Stmt {
+	if own := t.own[query]; own != nil {
+		return own
+	}
+	stmt := t.all.ready(query)
+	if stmt == nil {
+		return nil
+	}
+	if t.own == nil {
+		t.own = make(map[string]*sql.Stmt)
+	}
+	own := t.tx.StmtContext(ctx, stmt)
+	t.own[query] = own
+	return own
+}
+
+// failed looks at the error of a prepared query.
+func (t *txStatements) failed(query string, err error) {
+	switch sqlState(err) {
+	case "0A000", "26000": // another type of result, a statement that is gone
+		delete(t.own, query)
+		t.all.forget(query)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 )
@@ -22,22 +23,27 @@ type transaction struct {
 	tx     *sql.Tx
 	ended  bool
 	spoilt bool // the connection is not to be used again
+
+	// interrupt breaks off the statement under way, and with it the transaction. Never
+	// once COMMIT is sent: one that is cancelled while it waits for a synchronous standby
+	// succeeds without the standby.
+	interrupt context.CancelFunc
 }
 
-// begin begins a transaction. Nothing may cancel its context: a COMMIT that is
-// cancelled while it waits for a synchronous standby succeeds without the
-// standby.
+// begin begins a transaction.
 func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	t := &transaction{conn: conn}
+	whole, interrupt := context.WithCancel(context.WithoutCancel(ctx))
+	t := &transaction{conn: conn, interrupt: interrupt}
 	begun := make(chan error, 1)
 	go func() {
 		var err error
-		t.tx, err = conn.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+		t.tx, err = conn.BeginTx(whole, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 		if err != nil {
+			interrupt()
 			discard(conn)
 		}
 		begun <- err
@@ -50,6 +56,7 @@ func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
 			if <-begun == nil {
 				_ = t.tx.Rollback()
 				_ = conn.Close()
+				interrupt()
 			}
 		}()
 		return nil, context.Cause(ctx)
@@ -75,6 +82,7 @@ func (t *transaction) rollback(ctx context.Context) error {
 		} else {
 			_ = t.conn.Close()
 		}
+		t.interrupt() // there is nothing left to interrupt
 		done <- err
 	}()
 	select {
@@ -100,6 +108,7 @@ func (t *transaction) commit(ctx context.Context) error {
 	go func() {
 		err := t.tx.Commit()
 		_ = t.conn.Close()
+		t.interrupt()
 		done <- err
 	}()
 	select {
@@ -108,6 +117,17 @@ func (t *transaction) commit(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("no answer to COMMIT, the next delivery will tell its outcome: %w", context.Cause(ctx))
 	}
+}
+
+// watchesTransactions reports whether the driver breaks off a statement when the context
+// ends with which its transaction began. lib/pq does: it watches over that in one
+// goroutine, where a statement's context costs one for each statement.
+func watchesTransactions(db *sql.DB) bool {
+	t := reflect.TypeOf(db.Driver())
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.PkgPath() == "github.com/lib/pq"
 }
 
 // isSpoilt reports whether an error of the claim statement tells of a session

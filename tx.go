@@ -27,6 +27,9 @@ type txState struct {
 	tx   *sql.Tx
 	conn *sql.Conn // nil: Raw has nothing to offer
 
+	stmts   *txStatements   // nil: none
+	watched <-chan struct{} // when this is closed, the transaction is interrupted; nil: it is not
+
 	mu      sync.RWMutex // held for reading by every statement
 	ended   bool
 	refused error  // the first misuse, which makes the transaction roll back
@@ -44,6 +47,11 @@ type txState struct {
 // ExecContext runs a statement that returns no rows.
 func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
 	err = t.s.use(ctx, query, func() error {
+		ctx := t.s.within(ctx)
+		if stmt := t.s.prepared(ctx, query, args); stmt != nil {
+			result, err = stmt.ExecContext(ctx, args...)
+			return t.s.after(query, err)
+		}
 		result, err = t.s.tx.ExecContext(ctx, query, args...)
 		return err
 	})
@@ -54,6 +62,10 @@ func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result 
 // has room for one at a time on a connection.
 func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
 	err = t.s.use(ctx, query, func() error {
+		if stmt := t.s.prepared(ctx, query, args); stmt != nil {
+			rows, err = stmt.QueryContext(ctx, args...) //nolint:sqlclosecheck // the caller's to close
+			return t.s.after(query, err)
+		}
 		rows, err = t.s.tx.QueryContext(ctx, query, args...) //nolint:sqlclosecheck // the caller's to close
 		return err
 	})
@@ -66,6 +78,11 @@ func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *
 // QueryRowContext runs a query for one row.
 func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row *sql.Row) {
 	err := t.s.use(ctx, query, func() error {
+		ctx := t.s.within(ctx)
+		if stmt := t.s.prepared(ctx, query, args); stmt != nil {
+			row = stmt.QueryRowContext(ctx, args...)
+			return t.s.after(query, row.Err())
+		}
 		row = t.s.tx.QueryRowContext(ctx, query, args...)
 		return row.Err()
 	})
@@ -73,6 +90,31 @@ func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row
 		row = failedRow(err)
 	}
 	return row
+}
+
+// prepared returns a query that handlers run often, nil if it is not prepared. Without
+// arguments it may be several.
+func (s *txState) prepared(ctx context.Context, query string, args []any) *sql.Stmt {
+	if s.stmts == nil || len(args) == 0 {
+		return nil
+	}
+	return s.stmts.get(ctx, query)
+}
+
+func (s *txState) after(query string, err error) error {
+	if err != nil {
+		s.stmts.failed(query, err)
+	}
+	return err
+}
+
+// within returns the context for a statement. Where that ends with the handler's own, and
+// somebody watches over the whole transaction, the driver need not watch over each statement.
+func (s *txState) within(ctx context.Context) context.Context {
+	if s.watched != nil && ctx.Done() == s.watched {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
 }
 
 // PrepareContext prepares a statement for this transaction.
@@ -165,6 +207,10 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 	if s.ended {
 		return ErrTxEnded
 	}
+	if err := ctx.Err(); err != nil {
+		s.at, s.trouble, s.open, s.gaveUp = time.Now(), nil, nil, true
+		return err
+	}
 	if controlsTransaction(query) {
 		s.refused = fmt.Errorf("%w (refused: %.60q)", ErrTxControl, query)
 		return s.refused
@@ -196,19 +242,13 @@ func (s *txState) enter() (leave func(), err error) {
 	return s.mu.RUnlock, nil
 }
 
-// repeat runs a statement that many transactions run, prepared if it is by now.
-func (in *Inbox) repeat(s *txState) func(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	return func(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
-		stmt := in.sql.ready(query)
-		if stmt == nil {
-			return Tx{s}.ExecContext(ctx, query, args...)
-		}
-		err = s.use(ctx, query, func() error {
-			result, err = s.tx.StmtContext(ctx, stmt).ExecContext(ctx, args...)
-			return err
-		})
-		return result, err
+// busy reports whether a statement is running.
+func (s *txState) busy() bool {
+	if !s.mu.TryLock() {
+		return true
 	}
+	s.mu.Unlock()
+	return false
 }
 
 // abandon ends the use of a transaction that was idle for so long. Else it says how long

@@ -2,7 +2,6 @@ package middleware_test
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"sync"
 	"testing"
@@ -26,20 +25,16 @@ func BenchmarkOnce(b *testing.B) {
 			if _, err := db.Exec(`CREATE TABLE effects (name text)`); err != nil {
 				b.Fatal(err)
 			}
-			insert, err := db.Prepare(`INSERT INTO effects (name) VALUES ($1)`)
-			if err != nil {
-				b.Fatal(err)
-			}
-			benchmarkOnce(b, &oncemill.Inbox{DB: db, Batch: batch}, insert)
+			benchmarkOnce(b, &oncemill.Inbox{DB: db, Batch: batch})
 		})
 	}
 }
 
-func benchmarkOnce(b *testing.B, inbox *oncemill.Inbox, insert *sql.Stmt) {
+func benchmarkOnce(b *testing.B, inbox *oncemill.Inbox) {
 	publisher, payload := &outbox.Publisher{}, make([]byte, 200)
 	h := middleware.Once{Inbox: inbox, Consumer: "bench"}.Middleware(func(msg *message.Message) ([]*message.Message, error) {
 		tx, _ := oncemill.TxFromContext(msg.Context())
-		if _, err := tx.StmtContext(msg.Context(), insert).ExecContext(msg.Context(), msg.UUID); err != nil {
+		if _, err := tx.ExecContext(msg.Context(), `INSERT INTO effects (name) VALUES ($1)`, msg.UUID); err != nil {
 			return nil, err
 		}
 		return nil, publisher.Publish("topic", message.NewMessageWithContext(msg.Context(), msg.UUID, payload))

@@ -98,8 +98,10 @@ func noKey(err error) error {
 // origin tells when a message was first written: to the outbox, or else to the
 // broker. Zero: unknown.
 func origin(msg *message.Message) time.Time {
-	if t, err := time.Parse(time.RFC3339Nano, msg.Metadata.Get(outbox.OriginMetadata)); err == nil {
-		return t
+	if written := msg.Metadata.Get(outbox.OriginMetadata); written != "" {
+		if t, err := time.Parse(time.RFC3339Nano, written); err == nil {
+			return t
+		}
 	}
 	info, _ := delivery.From(msg.Context())
 	return info.Time

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"sync"
 
 	"github.com/oncemill/oncemill/internal/pgarray"
 	"github.com/oncemill/oncemill/internal/txn"
@@ -16,7 +17,7 @@ const (
 )
 
 // insert writes rows in as few statements as their number and size allow. exec runs a
-// statement; there are only two, for it to keep prepared.
+// statement. There are only two texts, which a Tx keeps prepared.
 func insert(ctx context.Context, exec execFunc, schemaName string, rows []encodedRow) error {
 	if len(rows) == 1 {
 		row := &rows[0]
@@ -75,9 +76,25 @@ func (w *rowWriter) chunkFor(size int) *rowChunk {
 			return last
 		}
 	}
-	c := new(rowChunk)
+	c := chunks.Get().(*rowChunk)
 	w.chunks = append(w.chunks, c)
 	return c
+}
+
+// chunks keeps the memory of chunks that were written, but not of large ones.
+var chunks = sync.Pool{New: func() any { return new(rowChunk) }}
+
+const mostKept = 1 << 20
+
+func (c *rowChunk) free() {
+	if c.size > mostKept {
+		return
+	}
+	c.rows, c.size = 0, 0
+	for _, array := range []*pgarray.Array{&c.topic, &c.uuid, &c.metadata, &c.orderKey, &c.payload} {
+		array.Reset()
+	}
+	chunks.Put(c)
 }
 
 func (w *rowWriter) write(ctx context.Context, exec execFunc) error {
@@ -86,9 +103,13 @@ func (w *rowWriter) write(ctx context.Context, exec execFunc) error {
 			c.topic.String(), c.uuid.String(), c.metadata.String(), c.orderKey.String(), c.payload.String()); err != nil {
 			return err
 		}
+		c.free()
 	}
+	w.chunks = nil
 	return nil
 }
 
 // Write writes what several members of a transaction have left to its end.
-func (w *rowWriter) Write(ctx context.Context, tx *txn.Handle) error { return w.write(ctx, tx.Exec) }
+func (w *rowWriter) Write(ctx context.Context, tx *txn.Handle) error {
+	return w.write(ctx, tx.ExecContext)
+}

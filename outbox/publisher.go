@@ -104,7 +104,7 @@ func (p *Publisher) join(ctx context.Context, tx *txn.Handle, rows []encodedRow)
 		w.(*rowWriter).add(rows)
 	})
 	if !later {
-		err = insert(context.WithoutCancel(ctx), tx.Exec, p.Schema, rows)
+		err = insert(context.WithoutCancel(ctx), tx.ExecContext, p.Schema, rows)
 	}
 	if err != nil {
 		return err

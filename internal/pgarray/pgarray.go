@@ -62,6 +62,9 @@ func (a *Array) next() {
 	}
 }
 
+// Reset makes it the empty array, and keeps its memory for the next one.
+func (a *Array) Reset() { a.elements = a.elements[:0] }
+
 // String returns the array.
 func (a *Array) String() string {
 	if len(a.elements) == 0 {

@@ -20,10 +20,6 @@ type Executor interface {
 type Handle struct {
 	Executor
 
-	// Repeat is ExecContext for a query that many transactions run, which may be
-	// prepared for them. nil: ExecContext does it.
-	Repeat func(ctx context.Context, query string, args ...any) (sql.Result, error)
-
 	// Late takes what can as well be written at the transaction's end, which others
 	// share. nil: it is to be written at once.
 	Late *Late
@@ -34,14 +30,6 @@ type Handle struct {
 
 	mu    sync.Mutex
 	after []func()
-}
-
-// Exec runs a query that many transactions run.
-func (h *Handle) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	if h.Repeat != nil {
-		return h.Repeat(ctx, query, args...)
-	}
-	return h.ExecContext(ctx, query, args...)
 }
 
 // AtEnd has add note in a Writer what is to be written at the transaction's end. There is
