@@ -45,15 +45,16 @@ type member struct {
 	state       memberState
 	open        bool   // it need not wait for its predecessor any more
 	turns       int    // how often it has begun
+	batch       *batch // whose end it waits for
 	leaveFlight func() // nil: another delivery of the key may be under way
 
 	// Of the batch that it is in, touched by the lane alone.
-	batch  *batch
-	behind *member // its predecessor, if that is in the same batch; it must have taken effect
-	tx     *txState
-	handle *txn.Handle
-	ended  bool // its caller was told the end
-	took   bool // its effect is in the transaction, or was there before
+	behind  *member // its predecessor, if that is in the same batch; it must have taken effect
+	tx      *txState
+	handle  *txn.Handle
+	ended   bool  // its caller was told the end
+	took    bool  // its effect is in the transaction, or was there before
+	verdict *told // what its claim has shown; nil: it is to run
 
 	panicked bool // its function has, instead of returning
 	tries    int  // batches in which it ran, and that were rolled back
@@ -104,9 +105,12 @@ type lane struct {
 }
 
 // place is one in a line of messages.
-type place struct{ line, number uint64 }
+type place struct {
+	consumer     string
+	line, number uint64
+}
 
-func (m *member) place() place { return place{m.turn.Line, m.turn.Number} }
+func (m *member) place() place { return place{m.d.consumer, m.turn.Line, m.turn.Number} }
 
 func (m *member) flight() flight { return flight{m.d.consumer, m.d.stored} }
 
@@ -254,11 +258,7 @@ func (l *lane) leave(m *member, played int) (gone bool, turns int) {
 	if m.state == begun {
 		turns = m.turns
 	}
-	if b := m.batch; m.state == chosen || m.state == begun {
-		if b.callers--; b.callers == 0 {
-			b.cancel(context.Cause(m.work))
-		}
-	}
+	l.releaseHere(m)
 	m.state = left // the queue's are skipped
 	l.unhold(m)
 	return true, turns
@@ -298,7 +298,7 @@ func (in *Inbox) nextBatch() *batch {
 	l := &in.lane
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := &batch{in: in, begun: time.Now()}
+	b := &batch{in: in, start: time.Now()}
 	size := in.Batch
 	if l.size > 0 {
 		size = min(size, l.size)
@@ -310,9 +310,14 @@ func (in *Inbox) nextBatch() *batch {
 		if m.state != queued {
 			continue // it has left
 		}
+		if l.single[m.d.consumer] {
+			m.state = begun
+			m.tell <- told{alone: true}
+			continue
+		}
 		m.behind = nil
 		for m != nil {
-			m.state, m.ended, m.took, m.panicked, m.batch = chosen, false, false, false, b
+			m.enter(b)
 			b.members = append(b.members, m)
 			if len(b.members) == size {
 				break
@@ -329,6 +334,31 @@ func (in *Inbox) nextBatch() *batch {
 	return b
 }
 
+// enter makes a member one of a batch.
+func (m *member) enter(b *batch) {
+	m.batch, m.state = b, chosen
+	m.ended, m.took, m.panicked, m.verdict = false, false, false, nil
+}
+
+// release notes that a member does not wait for its batch any more. When nobody does, the
+// batch is given up.
+func (l *lane) release(m *member) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.releaseHere(m)
+}
+
+func (l *lane) releaseHere(m *member) {
+	b := m.batch
+	if b == nil {
+		return
+	}
+	m.batch = nil
+	if b.callers--; b.callers == 0 {
+		b.cancel(context.Cause(m.work))
+	}
+}
+
 // successor returns the member that may run directly behind another one, nil for none. The
 // caller holds lane.mu.
 func (in *Inbox) successor(m *member) *member {
@@ -336,7 +366,7 @@ func (in *Inbox) successor(m *member) *member {
 		return nil
 	}
 	l := &in.lane
-	next := l.lines[place{m.turn.Line, m.turn.Number + 1}]
+	next := l.lines[place{m.d.consumer, m.turn.Line, m.turn.Number + 1}]
 	if next == nil || l.failed[next.flight()] {
 		return nil
 	}

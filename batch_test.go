@@ -455,31 +455,9 @@ func TestAMemberThatHangsDoesNotHoldUpTheOthers(t *testing.T) {
 	b.wantNone("b")
 }
 
-// What could end the transaction unseen, no batch allows.
-func TestRawRunsAlone(t *testing.T) {
+// What would reach into the turns of others, no batch allows: such handlers run alone.
+func TestWhatReachesOthersRunsAlone(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t)
-	b := newBatched(f, &oncemill.Inbox{})
-	b.effects("a")
-	raw := func(ctx context.Context, tx oncemill.Tx) error {
-		if err := tx.Raw(func(any) error { return nil }); err != nil {
-			return err
-		}
-		return effect("b")(ctx, tx)
-	}
-	b.add(within(t), "b", oncemill.ClaimOptions{}, raw)
-	b.effects("c")
-	must(t, errors.Join(b.run()...))
-	b.wantOneEach("a", "b", "c")
-	b.shut()
-	must(t, b.c.Once(within(t), "d", effect("d"))) // though the lane is busy
-	must(t, errors.Join(b.run()...))
-}
-
-func TestSavepointsInABatch(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t)
-	b := newBatched(f, &oncemill.Inbox{})
 	exec := func(queries ...string) func(context.Context, oncemill.Tx) error {
 		return func(ctx context.Context, tx oncemill.Tx) error {
 			for _, query := range queries {
@@ -487,21 +465,107 @@ func TestSavepointsInABatch(t *testing.T) {
 					return err
 				}
 			}
-			return nil
+			return effect("b")(ctx, tx)
 		}
 	}
-	b.add(within(t), "a", oncemill.ClaimOptions{}, exec(`SAVEPOINT s`, `INSERT INTO effects VALUES ('a')`))
-	b.add(within(t), "b", oncemill.ClaimOptions{}, exec(`SAVEPOINT "s"; INSERT INTO effects VALUES ('no')`, `SELECT 1/0`, `ROLLBACK TO SAVEPOINT "s"`, `INSERT INTO effects VALUES ('b')`))
-	b.add(within(t), "c", oncemill.ClaimOptions{}, exec(`INSERT INTO effects VALUES ('c')`, `/* a's */ ROLLBACK WORK TO s`))
-	b.add(within(t), "d", oncemill.ClaimOptions{}, exec(`SAVEPOINT s`, `RELEASE s`, `ROLLBACK TO s`))
-	b.effects("e")
-	errs := b.run()
-	must(t, errors.Join(errs[0], errs[1], errs[4]))
-	for _, err := range errs[2:4] {
-		wantText(t, err, "savepoint", "does not exist") // as it would be alone
+	for name, reaching := range map[string]func(context.Context, oncemill.Tx) error{
+		"Raw": func(ctx context.Context, tx oncemill.Tx) error {
+			if err := tx.Raw(func(any) error { return nil }); err != nil {
+				return err
+			}
+			return effect("b")(ctx, tx)
+		},
+		"savepoint":   exec(`SAVEPOINT s; INSERT INTO effects VALUES ('no')`, `SELECT 1/0`, `ROLLBACK TO SAVEPOINT s`),
+		"SET LOCAL":   exec(`/* tenant */ SET LOCAL app.tenant = '7'`),
+		"set_config":  exec(`SELECT pg_catalog.Set_Config('app.tenant', '7', true)`),
+		"constraints": exec(`SELECT 1; SET CONSTRAINTS ALL IMMEDIATE`),
+		"temporary":   exec(`CREATE TEMP TABLE t (n int) ON COMMIT DROP`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			b := newBatched(f, &oncemill.Inbox{})
+			b.effects("a")
+			b.add(within(t), "b", oncemill.ClaimOptions{}, reaching)
+			b.add(within(t), "c", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+				var tenant sql.NullString
+				if err := tx.QueryRowContext(ctx, `SELECT current_setting('app.tenant', true)`).Scan(&tenant); err != nil {
+					return err
+				}
+				if tenant.String != "" {
+					t.Errorf("c runs as tenant %q of another message", tenant.String)
+				}
+				return effect("c")(ctx, tx)
+			})
+			must(t, errors.Join(b.run()...))
+			b.wantOneEach("a", "b", "c")
+			b.wantNone("no")
+			b.shut()
+			must(t, b.c.Once(within(t), "d", effect("d"))) // though the lane is busy
+			must(t, errors.Join(b.run()...))
+		})
 	}
-	b.wantOneEach("a", "b", "e")
-	b.wantNone("c", "d", "no")
+}
+
+// What a handler leaves open, COMMIT would close, and does not trouble the next one.
+func TestWhatAHandlerLeavesOpenIsClosed(t *testing.T) {
+	t.Parallel()
+	for _, driver := range []string{"postgres", "pgx"} {
+		for name, leaving := range map[string]func(context.Context, oncemill.Tx) error{
+			"rows": func(ctx context.Context, tx oncemill.Tx) error {
+				_, err := tx.QueryContext(ctx, `SELECT generate_series(1, 1000)`) //nolint:sqlclosecheck,rowserrcheck // on purpose
+				return err
+			},
+			"row": func(ctx context.Context, tx oncemill.Tx) error {
+				return tx.QueryRowContext(ctx, `SELECT generate_series(1, 1000)`).Err()
+			},
+		} {
+			t.Run(driver+" "+name, func(t *testing.T) {
+				t.Parallel()
+				f := newFixture(t)
+				var batches atomic.Int64
+				b := newBatched(f, &oncemill.Inbox{DB: f.open(driver, f.url), Observer: &oncemill.Observer{
+					Batch: func(int, int, time.Duration) { batches.Add(1) },
+				}})
+				b.add(within(t), "a", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+					return errors.Join(effect("a")(ctx, tx), leaving(ctx, tx))
+				})
+				b.effects("b")
+				must(t, errors.Join(b.run()...))
+				b.wantOneEach("a", "b")
+				if n := f.count(`SELECT count(DISTINCT xmin::text) FROM effects`); n != 1 {
+					t.Errorf("%d transactions, want 1", n)
+				}
+			})
+		}
+	}
+}
+
+// A statement of one message's turn is of no use in another's.
+func TestAStatementEndsWithItsTurn(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	b := newBatched(f, &oncemill.Inbox{})
+	insert, err := f.db.Prepare(`INSERT INTO effects VALUES ($1)`)
+	must(t, err)
+	defer insert.Close()
+	var kept []*sql.Stmt
+	b.add(within(t), "a", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		own, err := tx.PrepareContext(ctx, `INSERT INTO effects VALUES ($1)`)
+		kept = append(kept, own, tx.StmtContext(ctx, insert))
+		return errors.Join(err, effect("a")(ctx, tx))
+	})
+	b.add(within(t), "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		for _, stmt := range kept {
+			if _, err := stmt.ExecContext(ctx, "leaked"); err == nil {
+				t.Error("a statement of another message's turn was run")
+			}
+		}
+		return effect("b")(ctx, tx)
+	})
+	must(t, errors.Join(b.run()...))
+	b.wantOneEach("a", "b")
+	b.wantNone("leaked")
 }
 
 // A batch updates many rows, in any order. Those of two processes get into a deadlock,

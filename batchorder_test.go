@@ -165,6 +165,32 @@ func TestSuccessorsOfWhatDidNotRunAreHeldBack(t *testing.T) {
 	}
 }
 
+// A duplicate behind a message that fails is not said to be one before that has succeeded:
+// it would be acknowledged, and what is behind it would run too early.
+func TestADuplicateWaitsForItsPredecessor(t *testing.T) {
+	t.Parallel()
+	b := newBatched(newFixture(t), &oncemill.Inbox{})
+	l := newLine(b, 1, 3)
+	must(t, b.fixture.consumer().Once(within(t), l.name(1), effect(l.name(1))))
+	l.add(within(t), 0, func(context.Context, oncemill.Tx) error { return errors.New("no") })
+	l.add(within(t), 1, nil)
+	l.add(within(t), 2, nil)
+	close(b.open)
+	must(t, <-b.gate)
+	if err := <-b.ends[0]; err == nil {
+		t.Fatal("no error")
+	}
+	if len(b.ends[1])+len(b.ends[2]) > 0 {
+		t.Error("a message was handled before the one in front of it")
+	}
+	must(t, b.c.Once(l.ctx(within(t), 0), l.name(0), l.noting(0, nil)))
+	close(l.overs[0])
+	must(t, <-b.ends[1])
+	close(l.overs[1])
+	must(t, <-b.ends[2])
+	l.order(0, 0, 0, 2)
+}
+
 // Of many lines, whose messages fail at random and are delivered again, each keeps its
 // order.
 func TestLinesKeepTheirOrderWhateverFails(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/oncemill/oncemill/internal/txn"
@@ -26,13 +27,15 @@ type batch struct {
 	ctx     context.Context // ends when no caller waits any more
 	cancel  context.CancelCauseFunc
 	callers int // who wait, guarded by lane.mu
-	begun   time.Time
+	start   time.Time
+	begun   time.Time // the first turn
 
 	stmts     batchStatements
 	t         *transaction
 	own       txStatements
 	late      *txn.Late
 	ran       []*member // whose functions have returned nil, in their order
+	judged    []*member // who are told what their claims have shown once that is done
 	dropped   []*member // whose claims are to be deleted
 	committed int
 }
@@ -50,7 +53,7 @@ func (b *batch) run() {
 	}()
 	b.transact()
 	if b.in.Observer.Batch != nil {
-		b.in.Observer.Batch(b.committed, len(b.members), time.Since(b.begun))
+		b.in.Observer.Batch(b.committed, len(b.members), time.Since(b.start))
 	}
 }
 
@@ -60,14 +63,17 @@ func (b *batch) transact() {
 	}
 	defer b.t.close(b.ctx)
 	for _, m := range b.members {
-		if m.ended || m.took { // told by its claim, or a duplicate
-			continue
-		}
-		if !b.mayRun(m) {
+		switch {
+		case m.ended:
+		case m.verdict != nil:
+			b.judge(m)
+		case !b.mayRun(m):
 			b.dropped = append(b.dropped, m)
-		} else if err := b.turn(m); err != nil {
-			b.turnFailed(m, err)
-			return
+		default:
+			if err := b.turn(m); err != nil {
+				b.turnFailed(m, err)
+				return
+			}
 		}
 	}
 	if len(b.ran) == 0 {
@@ -76,7 +82,20 @@ func (b *batch) transact() {
 		return
 	}
 	b.adapt()
-	b.again(b.dropped)
+	b.again(b.members)
+}
+
+// judge tells a member what its claim has shown, once the one before it in its line has
+// taken effect for good: with that, the one behind it may run.
+func (b *batch) judge(m *member) {
+	switch {
+	case m.behind == nil, m.behind.took && m.behind.ended:
+		m.took = m.verdict.duplicate
+		b.tell(m, *m.verdict)
+	case m.behind.took:
+		m.took = m.verdict.duplicate
+		b.judged = append(b.judged, m)
+	}
 }
 
 // adapt learns how large a batch should be: small enough to end in time.
@@ -106,6 +125,7 @@ func (b *batch) beginAndClaim() (ok bool) {
 		b.claimFailed(err)
 		return false
 	}
+	b.begun = time.Now()
 	b.late, b.own = new(txn.Late), txStatements{all: &b.in.sql, tx: b.t.tx}
 	return true
 }
@@ -118,6 +138,8 @@ func (b *batch) claimFailed(err error) {
 	case state == "40P01":
 		b.in.lane.takeTurns()
 		b.again(b.members)
+	case strings.HasPrefix(state, "22"), strings.HasPrefix(state, "23"), strings.HasPrefix(state, "54"):
+		b.alone(b.members) // what one of them says cannot be stored
 	default:
 		b.failAll(OpClaim, err)
 	}
@@ -143,6 +165,10 @@ func (b *batch) turn(m *member) error {
 	m.tx, m.handle = s, &txn.Handle{Executor: Tx{s}, Late: b.late, Enter: s.enter}
 	m.tell <- told{turn: true}
 	err := b.awaitAnswer(m)
+	if errors.Is(err, errGone) {
+		return err
+	}
+	open := s.shared.takeBack()
 	switch {
 	case err != nil:
 		return err
@@ -152,7 +178,7 @@ func (b *batch) turn(m *member) error {
 		return ErrTxAborted
 	case time.Since(s.at) >= b.in.IdleTimeout: // it would be the next one's fault
 		return b.in.idled(errors.New("handler returned after that"))
-	case s.open != nil && s.open.Err() != nil: // perhaps with rows still open
+	case open && s.open.Err() != nil:
 		if _, err := b.t.tx.ExecContext(b.ctx, `SELECT 1`); err != nil {
 			return fmt.Errorf("the context of the handler's last query ended before its rows were closed, and broke the connection: %v", err)
 		}
@@ -196,6 +222,7 @@ func (b *batch) turnFailed(m *member, err error) {
 	culprit := b.brokenBy()
 	switch {
 	case errors.Is(err, errGone):
+		b.in.lane.remember(m.d, true)
 		b.tell(m, told{err: m.d.handlerFailed(err)})
 	case m.tx.shared.refused != "":
 		b.refused(m)
@@ -207,6 +234,7 @@ func (b *batch) turnFailed(m *member, err error) {
 	case lost && culprit != nil:
 		b.alone([]*member{culprit})
 	case lost:
+		b.in.lane.remember(m.d, true) // it may be what breaks connections
 		b.tell(m, told{err: m.d.handlerFailed(blamed)})
 		b.failAll(OpHandler, fmt.Errorf("%w: while another message of the batch was handled: %w", ErrUnavailable, err))
 	default:
@@ -234,8 +262,8 @@ func (b *batch) failedOne(m *member, err error) {
 // refused has a member run alone that wants to do what would not be safe here.
 func (b *batch) refused(m *member) {
 	what := m.tx.shared.refused
-	if (what == "Raw" || what == "StmtContext") && b.in.lane.neverAgain(m.d.consumer) {
-		b.in.Logger.WarnContext(m.ctx, "oncemill: this handler uses a method of Tx by which it could end the transaction unseen: its messages are not handled in batches", "consumer", m.d.consumer, "method", what)
+	if b.in.lane.neverAgain(m.d.consumer) {
+		b.in.Logger.WarnContext(m.ctx, "oncemill: this consumer's messages are not handled in batches: its handler does what would reach other messages of its batch", "consumer", m.d.consumer, "what", what)
 	}
 	b.alone([]*member{m})
 }
@@ -271,6 +299,9 @@ func (b *batch) finish() (ok bool) {
 		m.handle.Committed()
 		b.tell(m, told{})
 	}
+	for _, m := range b.judged {
+		b.tell(m, *m.verdict)
+	}
 	return true
 }
 
@@ -301,6 +332,7 @@ func (b *batch) endFailed(op Op, err error) {
 func (b *batch) tell(m *member, t told) {
 	if !m.ended {
 		m.ended = true
+		b.in.lane.release(m)
 		m.tell <- t // there is room: it has taken the last one
 	}
 }
@@ -331,6 +363,7 @@ func (b *batch) again(members []*member) {
 				m.tries++
 			}
 			m.ended = true // as far as this batch is concerned
+			b.in.lane.release(m)
 			back = append(back, m)
 		}
 	}

@@ -202,20 +202,22 @@ func (b *batch) lookUp(lost []*member) error {
 	return nil
 }
 
-// taken tells a member the end whose key is taken.
+// taken notes what becomes of a member whose key is taken.
 func (b *batch) taken(m *member, c *settledClaim) {
 	if c == nil {
 		m.tries++
 		b.again([]*member{m})
 		return
 	}
+	m.verdict = &told{duplicate: true}
 	if err := c.refuses(m.d); err != nil {
-		b.tell(m, told{err: m.d.failed(OpClaim, err)})
-		return
+		m.verdict = &told{err: m.d.failed(OpClaim, err)}
+	} else {
+		b.in.noteDead(b.ctx, m.d, c)
 	}
-	m.took = true
-	b.in.noteDead(b.ctx, m.d, c)
-	b.tell(m, told{duplicate: true})
+	if m.behind == nil {
+		b.judge(m)
+	}
 }
 
 // refuseOld tells the end to messages that may have been handled, and whose claims may
@@ -248,7 +250,10 @@ func (b *batch) refuseOld(won []*member, old time.Time) error {
 	for _, m := range asked {
 		if m.d.opts.Origin.Before(purged[m.d.consumer]) {
 			b.dropped = append(b.dropped, m)
-			b.tell(m, told{err: m.d.failed(OpClaim, tooOld(m.d))})
+			m.verdict = &told{err: m.d.failed(OpClaim, tooOld(m.d))}
+			if m.behind == nil {
+				b.judge(m)
+			}
 		}
 	}
 	return rows.Err()

@@ -139,7 +139,9 @@ func (in *Inbox) takeEffect(ctx context.Context, d *delivered, fn func(context.C
 		}
 	}
 	duplicate, err = in.onceAlone(ctx, d, fn)
-	in.lane.remember(d, err != nil && err.Op == OpHandler)
+	if err == nil || IsHandlerError(err) {
+		in.lane.remember(d, err != nil)
+	}
 	return duplicate, err
 }
 

@@ -1,17 +1,22 @@
 package oncemill
 
 import (
+	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
 )
 
 // A share is one handler's part in a transaction that holds the effects of others too. What
-// could undo or commit theirs is refused: the handler will run again with a transaction
-// of its own.
+// could undo theirs, or would last into their turns, is refused: the handler runs again with
+// a transaction of its own.
 type share struct {
-	savepoints []string // the handler's own
-	refused    string   // what it wanted to do; "": nothing
+	refused string // what it wanted to do; "": nothing
+
+	// What it has of the transaction, to be taken back when its turn is over.
+	rows  *sql.Rows
+	row   *sql.Row
+	stmts []*sql.Stmt
 }
 
 // errShared is what a handler gets for what it may do only in its own transaction.
@@ -22,69 +27,44 @@ func (s *share) refuse(what string) error {
 	return fmt.Errorf("%w (%s)", errShared, what)
 }
 
-// check refuses to roll back to a savepoint that another handler has set.
+// check refuses settings, which the next handler would run under, savepoints, at which
+// what was published cannot be undone, and tables that the next one would find.
 func (s *share) check(query string) error {
-	if !mayHoldSavepoints(query) {
-		return nil
-	}
 	for rest := skipSpace(query); rest != ""; rest = skipSpace(nextStatement(rest)) {
-		word, after := firstWord(rest)
-		switch word {
-		case "SAVEPOINT":
-			s.savepoints = append(s.savepoints, savepointName(after))
-		case "ROLLBACK", "RELEASE":
-			i := s.lastSavepoint(savepointName(after))
-			if i < 0 {
-				return s.refuse(word + " of a savepoint that is not its own")
-			}
-			if word == "ROLLBACK" {
-				i++ // it stays
-			}
-			s.savepoints = s.savepoints[:i]
+		switch word, _ := firstWord(rest); word {
+		case "SET", "RESET", "DISCARD", "SAVEPOINT", "ROLLBACK", "RELEASE", "CREATE", "DECLARE":
+			return s.refuse(word)
 		}
+	}
+	if containsFold(query, "set_config") {
+		return s.refuse("set_config")
 	}
 	return nil
 }
 
-func (s *share) lastSavepoint(name string) int {
-	for i := len(s.savepoints) - 1; i >= 0; i-- {
-		if s.savepoints[i] == name {
-			return i
+// containsFold reports whether s contains a word in small letters, in any letters.
+func containsFold(s, word string) bool {
+	for ; len(s) >= len(word); s = s[1:] {
+		if s[0]|0x20 == word[0] && strings.EqualFold(s[:len(word)], word) {
+			return true
 		}
 	}
-	return -1
+	return false
 }
 
-// mayHoldSavepoints spares most queries a closer look.
-func mayHoldSavepoints(query string) bool {
-	if len(query) > 0 && strings.IndexByte(query, ';') < 0 {
-		switch word, _ := firstWord(skipSpace(query)); word {
-		case "SAVEPOINT", "ROLLBACK", "RELEASE":
-		default:
-			return false
-		}
+// takeBack closes what a handler has left open, as COMMIT would. It reports whether rows
+// were open, or were closed because their context had ended.
+func (s *share) takeBack() (open bool) {
+	if s.row != nil {
+		_ = s.row.Scan() // which closes it
 	}
-	return true
-}
-
-// savepointName returns the name in what follows SAVEPOINT, ROLLBACK or RELEASE, as
-// Postgres compares it.
-func savepointName(after string) string {
-	for {
-		after = skipSpace(after)
-		if strings.HasPrefix(after, `"`) {
-			return after[:quotedLen(after, false)]
-		}
-		end := 0
-		for end < len(after) && endsIdentifier(after[end]) {
-			end++
-		}
-		name := strings.ToLower(after[:end])
-		switch name {
-		case "work", "transaction", "to", "savepoint":
-			after = after[end:]
-		default:
-			return name
-		}
+	if s.rows != nil {
+		_, err := s.rows.Columns()
+		open = err == nil || !strings.Contains(err.Error(), "Rows are closed")
+		_ = s.rows.Close()
 	}
+	for _, stmt := range s.stmts {
+		_ = stmt.Close()
+	}
+	return open
 }

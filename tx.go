@@ -71,6 +71,9 @@ func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *
 	})
 	if err == nil {
 		t.s.open = ctx
+		if t.s.shared != nil {
+			t.s.shared.rows = rows
+		}
 	}
 	return rows, err
 }
@@ -88,6 +91,8 @@ func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row
 	})
 	if row == nil {
 		row = failedRow(err)
+	} else if t.s.shared != nil {
+		t.s.shared.row = row
 	}
 	return row
 }
@@ -123,6 +128,7 @@ func (t Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt, e
 		stmt, err = t.s.tx.PrepareContext(ctx, query)
 		return err
 	})
+	t.s.lend(stmt)
 	return stmt, err
 }
 
@@ -140,10 +146,18 @@ func (t Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) (own *sql.Stmt) {
 		own = t.s.tx.StmtContext(ctx, stmt)
 		return nil
 	})
+	t.s.lend(own)
 	if err != nil {
 		own = new(sql.Tx).StmtContext(endedContext{context.Background(), err}, stmt)
 	}
 	return own
+}
+
+// lend notes a statement that is to be taken back.
+func (s *txState) lend(stmt *sql.Stmt) {
+	if s != nil && s.shared != nil && stmt != nil {
+		s.shared.stmts = append(s.shared.stmts, stmt)
+	}
 }
 
 // textOf reads the text of a prepared statement, which database/sql keeps but
@@ -211,14 +225,8 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 		s.at, s.trouble, s.open, s.gaveUp = time.Now(), nil, nil, true
 		return err
 	}
-	if controlsTransaction(query) {
-		s.refused = fmt.Errorf("%w (refused: %.60q)", ErrTxControl, query)
-		return s.refused
-	}
-	if s.shared != nil {
-		if err := s.shared.check(query); err != nil {
-			return err
-		}
+	if err := s.check(query); err != nil {
+		return err
 	}
 	err := statement()
 	s.at, s.trouble, s.open = time.Now(), nil, nil
@@ -240,6 +248,22 @@ func (s *txState) enter() (leave func(), err error) {
 		return nil, ErrTxEnded
 	}
 	return s.mu.RUnlock, nil
+}
+
+// check refuses a query that would do harm. One that is prepared in this transaction was
+// looked at before.
+func (s *txState) check(query string) error {
+	if s.stmts != nil && s.stmts.own[query] != nil {
+		return nil
+	}
+	if controlsTransaction(query) {
+		s.refused = fmt.Errorf("%w (refused: %.60q)", ErrTxControl, query)
+		return s.refused
+	}
+	if s.shared != nil {
+		return s.shared.check(query)
+	}
+	return nil
 }
 
 // busy reports whether a statement is running.
