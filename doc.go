@@ -100,11 +100,46 @@
 // ErrTxAborted. What it does outside of the transaction, such as an HTTP
 // request, may happen more than once: that is what Claim is for.
 //
+// # Batches
+//
+// With Inbox.Batch, calls of Once that wait at the same time share a transaction. Their
+// functions run one after another, each in its caller's goroutine, and each sees what
+// those before it have done. What Once promises stays the same:
+//
+//	a handler fails, panics,       all is rolled back; it runs again alone, which decides, and its key
+//	or aborts the transaction      runs alone until it succeeds; the others run again without it
+//	BatchTime is over              the claims of those who have not run are deleted, and the
+//	                               rest is committed; they are the first of the next batch
+//	the connection breaks          all fail with ErrUnavailable
+//	COMMIT's answer is lost        the same; the redeliveries find out
+//	a handler hangs                after IdleTimeout it fails with ErrIdle, the others run again
+//	two processes' batches         one of them is rolled back and runs again; from then on they
+//	get into a deadlock            take turns, for 10 seconds at first, by an advisory lock
+//	messages in order (see         they run in order, in one batch; what is behind one that
+//	consumers/kafka)               failed waits for its redelivery, without running or failing
+//
+// What changes for handlers:
+//
+//   - One may run more than once for a delivery, because another one has failed. What
+//     it does outside of the transaction, it does again.
+//   - One that waits, for an HTTP answer say, holds up all others of the process. Batches
+//     are for handlers that work in Postgres.
+//   - now() is the begin of the batch.
+//   - What lasts until the end of a transaction would reach the next handlers. SET, set_config,
+//     savepoints, cursors, CREATE, and what cannot be looked at beforehand, such as Tx.Raw, are therefore
+//     not done in a batch: the handler runs again alone, and so do all messages of its
+//     consumer from then on, which is logged once. This cannot be seen of a setting that is
+//     made inside of a function of the database: if yours sets the tenant of a row security
+//     policy in that way, leave batches off, or the next message runs as that tenant.
+//   - Advisory locks that a handler takes until the end of the transaction are held until
+//     the end of the batch.
+//
 // # Words
 //
 // A consumer is the name that claims belong to. A key is a message's idempotency
 // key. A delivery is one arrival of a message; a duplicate is a delivery whose
-// key is settled. An effect is what a handler does. To settle a claim is to end
+// key is settled. An effect is what a handler does. A batch is several messages in one
+// transaction. To settle a claim is to end
 // it for good. A dead letter is a message that was given up and set aside.
 //
 // A lease is the time that a claim has for its effect, and a fencing token the number

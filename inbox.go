@@ -40,11 +40,17 @@ type Inbox struct {
 	// is the least.
 	Retention time.Duration
 
-	// Batch is the largest number of messages that Once may handle in one transaction,
-	// when so many wait at the same time: group commit. 0 or 1: each its own.
+	// Batch is the largest number of messages that Once handles in one transaction, where
+	// so many wait at the same time: group commit. One statement claims all of their keys,
+	// one writes what they publish, and one disk flush commits them. Nothing waits for a
+	// batch to fill: what arrives while one is under way is in the next. 128 is a good
+	// number, with subscribers that hand out twice as many messages at a time. 0 or 1:
+	// each its own. Read "Batches" in the package's comment first.
 	Batch int
 
-	// BatchTime is for how long a batch begins with further messages. 0 means half a
+	// BatchTime is for how long a batch goes on with further messages; those that it has
+	// not come to are the first of the next. A message can wait for about twice as long,
+	// and the rows that a handler has changed stay locked for as long. 0 means half a
 	// second.
 	BatchTime time.Duration
 

@@ -41,7 +41,8 @@ var (
 //
 // The handler finds the transaction with oncemill.TxFromContext in the message's
 // context. It gets a copy of the message, so that nothing it does to the message
-// lasts if it has to run again; acknowledging or nacking the copy does not reach
+// lasts if it has to run again, which with Inbox.Batch may be because another message of
+// its batch has failed; acknowledging or nacking the copy does not reach
 // the broker before the commit.
 //
 // Give AddHandler an outbox.Publisher to publish with. Without Once it refuses
