@@ -56,6 +56,7 @@ type member struct {
 	took    bool  // its effect is in the transaction, or was there before
 	verdict *told // what its claim has shown; nil: it is to run
 
+	atOnce   bool // each statement is to be sent at once
 	panicked bool // its function has, instead of returning
 	tries    int  // batches in which it ran, and that were rolled back
 }
@@ -80,7 +81,7 @@ type told struct {
 
 const (
 	// mostTries is in how many batches a member runs in vain before it runs alone.
-	mostTries = 5
+	mostTries = 16
 
 	// mostFailed is how many keys are remembered that had failed in a batch.
 	mostFailed = 4096
@@ -337,6 +338,7 @@ func (in *Inbox) nextBatch() *batch {
 // enter makes a member one of a batch.
 func (m *member) enter(b *batch) {
 	m.batch, m.state = b, chosen
+	b.atOnce = b.atOnce || m.atOnce
 	m.ended, m.took, m.panicked, m.verdict = false, false, false, nil
 }
 

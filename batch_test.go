@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,10 @@ func newBatched(f *fixture, in *oncemill.Inbox) *batched {
 		in.DB = f.db
 	}
 	b := &batched{fixture: f, in: in, c: in.Consumer("test")}
+	for i := range 4 { // until the query of effect is known, and deferred from then on
+		must(f.t, b.c.Once(within(f.t), fmt.Sprint("gate warm ", i), effect("warm")))
+	}
+	f.exec(`DELETE FROM effects`)
 	b.shut()
 	return b
 }
@@ -311,8 +316,8 @@ func TestClaimsOfMembersThatDidNotRunAreNotCommitted(t *testing.T) {
 	b.wantOneEach("a", "b", "c")
 	mu.Lock()
 	defer mu.Unlock()
-	if len(sizes) < 3 || sizes[1] != "1/3" {
-		t.Errorf("batches were %v, want 1/3 after the first", sizes)
+	if n := slices.Index(sizes, "1/3"); n < 0 || len(sizes) < n+2 {
+		t.Errorf("batches were %v, want one of 1/3", sizes)
 	}
 }
 
@@ -624,8 +629,8 @@ func TestTheSizeOfBatchesAdapts(t *testing.T) {
 	}
 	b.run()
 	mu.Lock()
-	if sizes[1] != 64 || sizes[2] != 32 {
-		t.Errorf("sizes were %v, want 1, 64, 32, ...", sizes)
+	if i := slices.Index(sizes, 64); i < 0 || sizes[i+1] != 32 {
+		t.Errorf("sizes were %v, want 64 and then 32", sizes)
 	}
 	sizes = nil
 	mu.Unlock()

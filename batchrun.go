@@ -26,13 +26,15 @@ type batch struct {
 	members []*member
 	ctx     context.Context // ends when no caller waits any more
 	cancel  context.CancelCauseFunc
-	callers int // who wait, guarded by lane.mu
+	callers int  // who wait, guarded by lane.mu
+	atOnce  bool // each statement is sent at once, to see which one fails
 	start   time.Time
 	begun   time.Time // the first turn
 
 	stmts     batchStatements
 	t         *transaction
 	own       txStatements
+	pending   *deferred // nil: each statement is sent at once
 	late      *txn.Late
 	ran       []*member // whose functions have returned nil, in their order
 	judged    []*member // who are told what their claims have shown once that is done
@@ -126,6 +128,9 @@ func (b *batch) beginAndClaim() (ok bool) {
 		return false
 	}
 	b.begun = time.Now()
+	if b.in.defers() && !b.atOnce {
+		b.pending = &deferred{tx: b.t.tx}
+	}
 	b.late, b.own = new(txn.Late), txStatements{all: &b.in.sql, tx: b.t.tx}
 	return true
 }
@@ -154,11 +159,14 @@ func (b *batch) mayRun(m *member) bool {
 	return b.in.lane.begin(m)
 }
 
-func (b *batch) isLate() bool { return time.Since(b.begun) > b.in.BatchTime }
+// isLate looks at IdleTimeout too: where everything is deferred, nothing is sent meanwhile.
+func (b *batch) isLate() bool {
+	return time.Since(b.begun) > min(b.in.BatchTime, b.in.IdleTimeout/2)
+}
 
 // turn has a member's function run, in the goroutine of its caller.
 func (b *batch) turn(m *member) error {
-	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: new(share), stmts: &b.own}
+	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: &share{pending: b.pending}, stmts: &b.own}
 	if b.in.watched {
 		s.watched = m.work.Done()
 	}
@@ -174,6 +182,8 @@ func (b *batch) turn(m *member) error {
 		return err
 	case s.shared.refused != "":
 		return errShared
+	case s.shared.asked:
+		return errAsked
 	case s.failed: // and the handler did not care
 		return ErrTxAborted
 	case time.Since(s.at) >= b.in.IdleTimeout: // it would be the next one's fault
@@ -216,6 +226,7 @@ func (b *batch) awaitAnswer(m *member) error {
 
 // turnFailed ends a batch one of whose functions has failed.
 func (b *batch) turnFailed(m *member, err error) {
+	b.t.spoilt = b.pending.hasFailed() // statements that it has prepared are still there
 	rollback := b.t.rollback(b.ctx)
 	blamed := b.in.blame(m.work, m.tx, rollback, err)
 	lost := errors.Is(blamed, ErrUnavailable) && (rollback != nil || m.tx.trouble != nil)
@@ -224,8 +235,11 @@ func (b *batch) turnFailed(m *member, err error) {
 	case errors.Is(err, errGone):
 		b.in.lane.remember(m.d, true)
 		b.tell(m, told{err: m.d.handlerFailed(err)})
+	case b.pending.hasFailed():
+		b.flushFailed(OpHandler, rollback, err)
 	case m.tx.shared.refused != "":
 		b.refused(m)
+	case m.tx.shared.asked:
 	case context.Cause(m.work) != nil:
 		b.tell(m, told{err: m.d.handlerFailed(blamed)})
 	case sqlState(blamed) == "40P01":
@@ -243,6 +257,23 @@ func (b *batch) turnFailed(m *member, err error) {
 	b.again(b.members)
 }
 
+// flushFailed is for an error of what was deferred. Whose it was, the next batch will see.
+func (b *batch) flushFailed(op Op, rollback, err error) {
+	state := sqlState(err)
+	switch {
+	case state == "40P01":
+		b.in.lane.takeTurns()
+	case state == "", unavailableState(state), rollback != nil:
+		b.failAll(op, err)
+	case len(b.members) == 1:
+		b.alone(b.members)
+	default:
+		for _, m := range b.members {
+			m.atOnce = true
+		}
+	}
+}
+
 // failedOne is for the failure of one member. What it came of its own transaction will
 // tell, unless this was as good as that. If it found the transaction aborted, that may have been
 // the one before it.
@@ -252,6 +283,9 @@ func (b *batch) failedOne(m *member, err error) {
 		return
 	}
 	b.in.lane.shrink(len(b.members))
+	for _, m := range b.members {
+		m.atOnce = false
+	}
 	suspects := []*member{m}
 	if n := len(b.ran); n > 0 && sqlState(err) == "25P02" {
 		suspects = append(suspects, b.ran[n-1])
@@ -281,6 +315,13 @@ func (b *batch) brokenBy() *member {
 
 // finish deletes what must not be committed, writes what was left to the end, and commits.
 func (b *batch) finish() (ok bool) {
+	if err := b.pending.flush(b.ctx); err != nil {
+		b.t.spoilt = true
+		rollback := b.t.rollback(b.ctx)
+		b.flushFailed(OpHandler, rollback, drainedOr(b.ctx, err))
+		b.again(b.members)
+		return false
+	}
 	if err := b.unclaim(); err != nil {
 		b.endFailed(OpHandler, err)
 		return false

@@ -77,7 +77,7 @@ WHERE consumer = ANY ($1::text::text[]) AND purged_before BETWEEN '0001-01-01Z' 
 type batchStatements struct{ claim, existing, unclaim, purged *sql.Stmt }
 
 func (in *Inbox) prepareBatch(ctx context.Context) (s batchStatements, err error) {
-	in.sql.prepareWanted(ctx)
+	in.sql.prepareWanted(ctx, in.defers())
 	for _, p := range []struct {
 		stmt  **sql.Stmt
 		query string
@@ -88,6 +88,9 @@ func (in *Inbox) prepareBatch(ctx context.Context) (s batchStatements, err error
 	}
 	return s, nil
 }
+
+// defers reports whether statements may be deferred in batches.
+func (in *Inbox) defers() bool { return in.Batch > 1 && in.watched }
 
 // turnsWait is how long a batch waits for its turn, while those of other processes have
 // theirs.

@@ -78,7 +78,7 @@ const watermarkSQL = `SELECT $2::timestamptz < purged_before FROM {schema}.water
 type claimStatements struct{ claim, existing, watermark *sql.Stmt }
 
 func (in *Inbox) prepareClaim(ctx context.Context) (s claimStatements, err error) {
-	in.sql.prepareWanted(ctx)
+	in.sql.prepareWanted(ctx, in.defers())
 	for _, p := range []struct {
 		stmt  **sql.Stmt
 		query string

@@ -11,7 +11,9 @@ import (
 // could undo theirs, or would last into their turns, is refused: the handler runs again with
 // a transaction of its own.
 type share struct {
-	refused string // what it wanted to do; "": nothing
+	refused string    // what it wanted to do; "": nothing
+	asked   bool      // it has asked for a result that was deferred
+	pending *deferred // nil: each statement is sent at once
 
 	// What it has of the transaction, to be taken back when its turn is over.
 	rows  *sql.Rows

@@ -16,8 +16,9 @@ type statements struct {
 
 	mu       sync.Mutex
 	prepared map[string]*sql.Stmt
-	seen     map[string]int // how often handlers have run what is not prepared
-	wanted   []string       // to be prepared before the next transaction
+	writing  map[string]*writable // of prepared queries, what can be deferred
+	seen     map[string]int       // how often handlers have run what is not prepared
+	wanted   []string             // to be prepared before the next transaction
 }
 
 const (
@@ -32,7 +33,7 @@ const (
 func (s *statements) init(db *sql.DB, quotedSchema string) {
 	s.db, s.schema = db, quotedSchema
 	s.prepared = make(map[string]*sql.Stmt)
-	s.seen = make(map[string]int)
+	s.seen, s.writing = make(map[string]int), make(map[string]*writable)
 }
 
 // in returns query with the schema's name filled in for {schema}, also where that stands
@@ -68,6 +69,13 @@ func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, erro
 	return stmt, nil
 }
 
+// writable returns what deferred needs to know of a handler's query, nil if it is not for it.
+func (s *statements) writable(query string) *writable {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writing[query]
+}
+
 // ready returns a handler's query prepared, or nil. It is prepared when it was run a few
 // times and the next transaction begins: in this one there is no connection to spare.
 func (s *statements) ready(query string) *sql.Stmt {
@@ -87,15 +95,21 @@ func (s *statements) ready(query string) *sql.Stmt {
 	return nil
 }
 
-// prepareWanted prepares what handlers have run a few times. What cannot be prepared is not
-// tried again.
-func (s *statements) prepareWanted(ctx context.Context) {
+// prepareWanted prepares what handlers have run a few times, to be deferred too if that is
+// possible. What cannot be prepared is not tried again.
+func (s *statements) prepareWanted(ctx context.Context, deferring bool) {
 	s.mu.Lock()
 	wanted := s.wanted
 	s.wanted = nil
 	s.mu.Unlock()
 	for _, query := range wanted {
-		_, _ = s.prepare(ctx, query)
+		if _, err := s.prepare(ctx, query); err != nil || !deferring {
+			continue
+		}
+		w := describe(ctx, s.db, query)
+		s.mu.Lock()
+		s.writing[query] = w
+		s.mu.Unlock()
 	}
 }
 
@@ -104,6 +118,7 @@ func (s *statements) prepareWanted(ctx context.Context) {
 func (s *statements) forget(query string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.writing, query)
 	delete(s.prepared, query) // others may be using it, so it is not closed
 }
 

@@ -47,6 +47,15 @@ type txState struct {
 // ExecContext runs a statement that returns no rows.
 func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
 	err = t.s.use(ctx, query, func() error {
+		if result = t.s.deferred(query, args); result != nil {
+			if t.s.shared.pending.full() {
+				return t.s.flush(ctx)
+			}
+			return nil
+		}
+		if err := t.s.flush(ctx); err != nil {
+			return err
+		}
 		ctx := t.s.within(ctx)
 		if stmt := t.s.prepared(ctx, query, args); stmt != nil {
 			result, err = stmt.ExecContext(ctx, args...)
@@ -62,6 +71,9 @@ func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result 
 // has room for one at a time on a connection.
 func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
 	err = t.s.use(ctx, query, func() error {
+		if err := t.s.flush(ctx); err != nil {
+			return err
+		}
 		if stmt := t.s.prepared(ctx, query, args); stmt != nil {
 			rows, err = stmt.QueryContext(ctx, args...) //nolint:sqlclosecheck // the caller's to close
 			return t.s.after(query, err)
@@ -81,6 +93,9 @@ func (t Tx) QueryContext(ctx context.Context, query string, args ...any) (rows *
 // QueryRowContext runs a query for one row.
 func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row *sql.Row) {
 	err := t.s.use(ctx, query, func() error {
+		if err := t.s.flush(ctx); err != nil {
+			return err
+		}
 		ctx := t.s.within(ctx)
 		if stmt := t.s.prepared(ctx, query, args); stmt != nil {
 			row = stmt.QueryRowContext(ctx, args...)
@@ -95,6 +110,31 @@ func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row
 		t.s.shared.row = row
 	}
 	return row
+}
+
+// deferred has a statement be pending, or returns nil.
+func (s *txState) deferred(query string, args []any) sql.Result {
+	if s.shared == nil || s.shared.pending == nil || len(args) == 0 {
+		return nil
+	}
+	return s.shared.pending.add(query, s.stmts.all.writable(query), args, s.shared)
+}
+
+// flush sends what is pending.
+func (s *txState) flush(ctx context.Context) error {
+	if s.shared == nil {
+		return nil
+	}
+	return s.shared.pending.flush(ctx)
+}
+
+// deferNoMore is for a handler that gets a statement of its own, of whose use nobody here hears.
+func (s *txState) deferNoMore(ctx context.Context) error {
+	err := s.flush(ctx)
+	if s.shared != nil {
+		s.shared.pending = nil
+	}
+	return err
 }
 
 // prepared returns a query that handlers run often, nil if it is not prepared. Without
@@ -125,6 +165,9 @@ func (s *txState) within(ctx context.Context) context.Context {
 // PrepareContext prepares a statement for this transaction.
 func (t Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt, err error) {
 	err = t.s.use(ctx, query, func() error {
+		if err := t.s.deferNoMore(ctx); err != nil {
+			return err
+		}
 		stmt, err = t.s.tx.PrepareContext(ctx, query)
 		return err
 	})
@@ -142,6 +185,9 @@ func (t Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) (own *sql.Stmt) {
 			if err := t.s.cannotSee("StmtContext"); err != nil {
 				return err
 			}
+		}
+		if err := t.s.deferNoMore(ctx); err != nil {
+			return err
 		}
 		own = t.s.tx.StmtContext(ctx, stmt)
 		return nil
