@@ -1,5 +1,7 @@
 package oncemill
 
+import "time"
+
 // For tests of what cannot be seen from the outside.
 var (
 	ControlsTransaction = controlsTransaction
@@ -11,4 +13,23 @@ func Waiting(in *Inbox) int {
 	in.lane.mu.Lock()
 	defer in.lane.mu.Unlock()
 	return len(in.lane.queue) + len(in.lane.lines)
+}
+
+// PurgePause is how long a purge waits after a full batch, which took a while, has gone
+// through a span of the claims' time, and is behind.
+func PurgePause(took, span, behind, keep time.Duration) time.Duration {
+	b := swept{rows: purgeBatch, full: true, took: took, span: span, behind: behind}
+	return b.pause(keep)
+}
+
+// PurgeWaits are the times between rounds of a purge that find so many claims each second.
+func PurgeWaits(rate, rounds int) (waits []time.Duration) {
+	var p pace
+	now := time.Now()
+	for range rounds {
+		p.endRound(now, int64(p.wait.Seconds()*float64(rate)))
+		waits = append(waits, p.wait)
+		now = now.Add(p.wait)
+	}
+	return waits
 }
