@@ -102,8 +102,9 @@ func (in *Inbox) sweeps(consumer string) []*sweep {
 var (
 	purgeClaimsSQL = sweepSQL("claims", "settled_at", `SELECT purged_before AS at FROM {schema}.watermarks WHERE consumer = $1`, "")
 	purgeErrorsSQL = sweepSQL("handler_errors", "last_at", `SELECT now() AS at`, "")
+	// With NOT EXISTS, a table without statistics is joined to all that is unsettled.
 	purgeEventsSQL = sweepSQL("events", "at", `SELECT now() AS at`, `
-			AND NOT EXISTS (SELECT FROM {schema}.claims c WHERE c.consumer = r.consumer AND c.key = r.key AND c.settled_at IS NULL)`)
+			AND (SELECT c.settled_at IS NULL FROM {schema}.claims c WHERE c.consumer = r.consumer AND c.key = r.key) IS NOT TRUE`)
 )
 
 // fromFloor is the condition that a row is not below the floor, which is in microseconds

@@ -211,21 +211,30 @@ func TestAPurgeThatIsKilledInTheMiddleGoesOn(t *testing.T) {
 	batches := make(chan int64)
 	ctx, cancel := context.WithCancel(within(t))
 	in := &oncemill.Inbox{DB: f.open("postgres", f.url), Retention: time.Hour, Observer: &oncemill.Observer{
-		Purged: func(_ context.Context, _ string, n int64) { batches <- n },
+		Purged: func(ctx context.Context, _ string, n int64) {
+			select {
+			case batches <- n:
+			case <-ctx.Done():
+			}
+		},
 	}}
 	in.Consumer("test")
 	ended := make(chan error)
 	go func() { ended <- in.Run(ctx) }()
-	purged := <-batches
+	next := func() int64 {
+		select {
+		case n := <-batches:
+			return n
+		case <-ctx.Done():
+			t.Fatal("the purge does not go on")
+			return 0
+		}
+	}
+	purged := next()
 	f.exec(`SELECT pg_terminate_backend($1)`, h.waitFor())
 	h.release()
 	for purged < 2500 {
-		select {
-		case n := <-batches:
-			purged += n
-		case <-ctx.Done():
-			t.Fatalf("purged %d claims of 2500", purged)
-		}
+		purged += next()
 	}
 	cancel()
 	must(t, <-ended)
