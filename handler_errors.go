@@ -56,19 +56,6 @@ func (in *Inbox) readCommitted(ctx context.Context, fn func(tx *sql.Tx) error) e
 	return tx.Commit()
 }
 
-// exec runs a statement in a transaction of its own, and returns how many rows
-// it affected.
-func (in *Inbox) exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
-	err = in.readCommitted(ctx, func(tx *sql.Tx) error {
-		result, err := tx.ExecContext(ctx, in.sql.in(query), args...)
-		if err == nil {
-			rows, err = result.RowsAffected()
-		}
-		return err
-	})
-	return rows, err
-}
-
 // GiveUp sets the handler errors of a message back to none and notes in the events why
 // it is given up, in the transaction tx, which claims its key as Dead.
 func (c *Consumer) GiveUp(ctx context.Context, tx Tx, key, reason string) error {

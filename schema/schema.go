@@ -24,10 +24,11 @@ const Default = "oncemill"
 // Version is the schema version that this build needs. A build also runs on the
 // version of the release before it, so that binaries and schema can be upgraded
 // one after the other.
-const Version = 4
+const Version = 5
 
 // Oldest is the oldest schema version that this build runs on. No version was
-// released yet, so nothing needs to run on an older one.
+// released yet, so nothing needs to run on an older one. Version 5 only changes how
+// often Postgres vacuums.
 const Oldest = 4
 
 // FS holds the migration files, named NNNN_name.sql.
