@@ -37,7 +37,7 @@ func (l *load) start(ctx context.Context) {
 	t := l.f.t
 	var processes [2]*oncemill.Consumer
 	for i := range processes {
-		in := &oncemill.Inbox{DB: l.f.open("postgres", l.f.url), Retention: oncemill.LeastRetention, Batch: 16 * i, Observer: &oncemill.Observer{
+		in := &oncemill.Inbox{DB: l.f.open([]string{"postgres", "pgx"}[i], l.f.url), Retention: oncemill.LeastRetention, Batch: 16 * i, Observer: &oncemill.Observer{
 			Purged: func(_ context.Context, _ string, n int64) { l.purged.Add(n) },
 			Failed: func(_ context.Context, err *oncemill.Error) {
 				if !errors.Is(err, oncemill.ErrTooOld) {
@@ -240,6 +240,33 @@ func TestAPurgeThatIsKilledInTheMiddleGoesOn(t *testing.T) {
 	must(t, <-ended)
 	if n := f.count(`SELECT count(*) FROM oncemill.claims`); n != 0 || purged != 2500 {
 		t.Errorf("purged %d, %d left", purged, n)
+	}
+}
+
+// A process that freezes keeps others from purging, but no longer than IdleTimeout.
+func TestAPurgeThatFreezesIsEnded(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.oldClaims()
+	h := f.holdUp()
+	p, url := f.throughProxy()
+	frozen := &oncemill.Inbox{DB: f.open("postgres", url), Retention: time.Hour, IdleTimeout: 100 * time.Millisecond}
+	frozen.Consumer("test")
+	other := &oncemill.Inbox{DB: f.db, Retention: time.Hour}
+	other.Consumer("test")
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = frozen.Purge(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	defer p.silent.Store(false)
+	h.waitFor()
+	p.silent.Store(true)
+	h.release()
+	for ctx, left := within(t), 1; left > 0; {
+		_, err := other.Purge(ctx)
+		must(t, err)
+		left = f.count(`SELECT count(*) FROM oncemill.claims`)
 	}
 }
 
