@@ -58,6 +58,34 @@
 // partition are handled at the same time if they have different record keys, and
 // the order is that of each key; records without key have none.
 //
+// With Ahead above 1, several messages of a partition or key are handed out at a
+// time, and Once keeps their order, if its Inbox has a Batch above 1. It handles
+// those that wait in one transaction, one after another, so that a few partitions
+// are enough for large transactions:
+//
+//	inbox := &oncemill.Inbox{DB: db, Batch: 64}
+//	subscriber := &kafka.Subscriber{Client: client, Group: "billing", Ahead: 64}
+//	err := consumers.Stack{Once: middleware.Once{Inbox: inbox}}.Apply(ctx, router)
+//
+// What is behind a message that fails, and out already, waits inside of Once until
+// that one has succeeded or is a dead letter; it is neither retried nor counted
+// meanwhile. If it is nacked itself, as when the database is away, it comes again
+// after what is before it. A router without Once, or without a Batch, is noticed
+// with its first message: then there is one at a time, as without Ahead, and an
+// error in the log. MaxInFlight stays what it is, the number of messages of a
+// partition that may be handled at the same time:
+//
+//	MaxInFlight  Ahead    of a partition
+//	0 or 1       0 or 1   one message is handed out, in the order of the partition
+//	0 or 1       64       64 are, and take effect in the order of the partition
+//	8            0 or 1   those of 8 keys are, one of each
+//	8            16       those of 8 keys are, 16 of each, and take effect in the
+//	                      order of the key; at most 8 records without key
+//
+// When a partition goes to another member, or the Subscriber is closed, all that is
+// out gets the time that is given to one message otherwise. What has not begun by
+// then is given back, and not lost: the next owner gets it.
+//
 // A message that keeps failing holds up what is behind it: that is what order
 // means. consumers.Stack makes a dead letter of it after MaxErrors. Of a process
 // that is killed by a message, Kafka does not tell; Stack.MaxDeliveries has no

@@ -13,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/consumers"
 	"github.com/oncemill/oncemill/consumers/kafka"
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/outbox"
@@ -61,6 +63,37 @@ func ExampleSubscriber_maxInFlight() {
 		},
 	}
 	if err := subscriber.SubscribeInitialize("orders"); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Up to 64 messages of a few partitions are handled in one transaction, those of each
+// partition in its order.
+func ExampleSubscriber_ahead() {
+	var db *sql.DB
+	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:9092"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	router, err := message.NewRouter(message.RouterConfig{
+		CloseTimeout: kafka.DefaultDrainTimeout + 5*time.Second,
+	}, watermill.NewStdLogger(false, false))
+	if err != nil {
+		log.Fatal(err)
+	}
+	inbox := &oncemill.Inbox{DB: db, Batch: 64}
+	stack := consumers.Stack{Once: middleware.Once{Inbox: inbox}}
+	if err := stack.Apply(context.Background(), router); err != nil {
+		log.Fatal(err)
+	}
+	subscriber := &kafka.Subscriber{Client: client, Group: "billing", Ahead: inbox.Batch}
+	router.AddConsumerHandler("billing", "orders", subscriber, func(msg *message.Message) error {
+		tx, _ := oncemill.TxFromContext(msg.Context())
+		_, err := tx.ExecContext(msg.Context(), `INSERT INTO payments (order_id) VALUES ($1)`, string(msg.Payload))
+		return err
+	})
+	if err := router.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

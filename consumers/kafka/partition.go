@@ -26,8 +26,8 @@ const (
 //
 // Each record that was fetched is an entry in held until it and all before it are
 // finished; so what may be committed is what is before the first of them. An
-// entry is also in a lane, with those that must be handled one after another: the
-// partition's, or that of its record key. Only the first of a lane can be ready.
+// entry is also in a lane, with those that must take effect one after another: the
+// partition's, or that of its record key.
 type partition struct {
 	id      int32
 	member  string // as whom the group has given it to this client
@@ -35,8 +35,10 @@ type partition struct {
 	held    []*entry
 	bytes   int
 	lanes   map[string]*lane // by record key; one for all where the partition's order is kept
-	ready   []*entry         // to be handed out, in this order
-	running int              // handed out, or about to be
+	placed  int              // lanes that have a place
+	ready   []*lane          // those of them that may hand out something, in this order
+	waiting []*lane          // for a place
+	running int              // entries that are handed out, or about to be
 	paused  bool             // not fetched from
 
 	// next and epoch are what may be committed: the offset behind the finished
@@ -50,27 +52,31 @@ type partition struct {
 	quiet   chan struct{} // closed when nothing is running, while that is waited for
 }
 
-// A lane is a line of entries that are handled one after another.
-type lane struct {
-	line    uint64 // see delivery.Turn
-	last    uint64
-	entries []*entry
-}
-
 // An entry is a record on its way through.
 type entry struct {
 	p        *partition
 	lane     *lane
 	record   *kgo.Record
 	number   uint64        // in its lane, from 1
-	before   chan struct{} // closed when the one before it in the lane is over
+	before   chan struct{} // closed when the turn of the one before it in the lane is over
 	over     chan struct{} // the same of this one
+	ended    bool          // over is closed
 	tries    uint64        // deliveries that were nacked
+	due      bool          // of one in lane.redo: its delay is over
 	finished bool
 
 	// Of the delivery that is under way.
 	msg    *message.Message
 	cancel context.CancelFunc
+	kept   bool // see delivery.Turn
+}
+
+// end has the next one's turn begin.
+func (e *entry) end() {
+	if !e.ended {
+		e.ended = true
+		close(e.over)
+	}
 }
 
 // add takes up a partition.
@@ -119,28 +125,7 @@ func (s *session) enqueue(p *partition, record *kgo.Record) {
 	l.entries = append(l.entries, e)
 	p.held = append(p.held, e)
 	p.bytes += size(record)
-	if len(l.entries) == 1 {
-		p.ready = append(p.ready, e)
-	}
-}
-
-// laneOf finds the lane of a record, or makes one. A record without key is in no
-// line where only keys make lines.
-func (s *session) laneOf(p *partition, record *kgo.Record) *lane {
-	name := ""
-	if s.maxInFlight > 1 {
-		if record.Key == nil {
-			return &lane{}
-		}
-		name = string(record.Key)
-	}
-	l := p.lanes[name]
-	if l == nil {
-		s.lines++
-		l = &lane{line: s.lines}
-		p.lanes[name] = l
-	}
-	return l
+	s.queue(l, false)
 }
 
 func size(r *kgo.Record) int {
@@ -159,20 +144,26 @@ func (s *session) offer(ctx context.Context) *entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.offered; e != nil {
-		if s.mayHandOut(e.p) {
+		if s.mayHandOut(e.p) && s.stillNext(e) {
 			return e
 		}
 		s.offered = nil
-		e.p.ready = slices.Insert(e.p.ready, 0, e)
 		s.rest(e)
+		e.due = true
+		e.lane.putBack(e)
+		s.queue(e.lane, true)
 	}
 	for i, p := range s.order {
-		if len(p.ready) == 0 || p.running >= s.maxInFlight || !s.mayHandOut(p) {
+		if !s.mayHandOut(p) {
 			continue
 		}
-		e := p.ready[0]
-		p.ready = p.ready[1:]
+		l := s.pick(p)
+		if l == nil {
+			continue
+		}
+		e := l.take()
 		p.running++
+		s.queue(l, false)
 		s.offered = e
 		s.prepare(ctx, e)
 		// The partitions take turns.
@@ -189,6 +180,7 @@ func (s *session) mayHandOut(p *partition) bool {
 // prepare makes the message of one delivery.
 func (s *session) prepare(ctx context.Context, e *entry) {
 	ctx, e.cancel = context.WithCancel(ctx)
+	e.kept = false
 	e.msg = decode(e.record)
 	e.msg.SetContext(s.with(ctx, e))
 }
@@ -197,6 +189,7 @@ func (s *session) prepare(ctx context.Context, e *entry) {
 func (s *session) rest(e *entry) {
 	e.cancel()
 	e.msg, e.cancel = nil, nil
+	e.lane.out--
 	p := e.p
 	if p.running--; p.running == 0 && p.quiet != nil {
 		close(p.quiet)
@@ -213,6 +206,7 @@ func (s *session) handedOut(e *entry) {
 	s.workers.Go(func() {
 		select {
 		case <-msg.Acked():
+			s.checkKept(e)
 			s.succeeded(e)
 		case <-msg.Nacked():
 			s.again(e, delivery.DelayAfter(msg.Context(), s.nakDelay(e.tries+1)))
@@ -232,12 +226,10 @@ func (s *session) succeeded(e *entry) {
 		return
 	}
 	e.finished = true
-	close(e.over)
-	l.entries = l.entries[1:]
-	switch {
-	case len(l.entries) > 0:
-		p.ready = append(p.ready, l.entries[0])
-	case s.maxInFlight > 1 && p.lanes[string(e.record.Key)] == l:
+	l.pass()
+	s.leavePlace(l)
+	s.queue(l, false) // behind those that have waited
+	if len(l.entries) == 0 && s.maxInFlight > 1 && p.lanes[string(e.record.Key)] == l {
 		delete(p.lanes, string(e.record.Key)) // or there would be one for every key there ever was
 	}
 	s.advance(p)
@@ -269,7 +261,7 @@ func (s *session) resume(p *partition) {
 }
 
 // again takes note of a nack: the message is delivered again after the delay, and
-// those behind it in its lane wait.
+// those behind it in its lane wait, but for those that are out already.
 func (s *session) again(e *entry, delay time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -279,11 +271,15 @@ func (s *session) again(e *entry, delay time.Duration) {
 		return
 	}
 	e.tries++
+	e.due = false
+	e.lane.putBack(e)
+	s.leavePlace(e.lane)
 	time.AfterFunc(delay, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if !e.p.gone {
-			e.p.ready = slices.Insert(e.p.ready, 0, e)
+			e.due = true
+			s.queue(e.lane, true)
 			s.wakeUp()
 		}
 	})
@@ -365,13 +361,14 @@ func (s *session) drop(ps []*partition) {
 			continue
 		}
 		p.gone, p.retired = true, true
+		// First all contexts, or a message could take its turn for come.
 		for _, e := range p.held {
 			if e.cancel != nil {
 				e.cancel()
 			}
-			if !e.finished {
-				close(e.over)
-			}
+		}
+		for _, e := range p.held {
+			e.end()
 		}
 		if p.paused { // or it would be if it comes back
 			s.resume(p)
@@ -391,9 +388,7 @@ func (s *session) with(ctx context.Context, e *entry) context.Context {
 		Position: d.position(),
 		Place:    d.place,
 		Hold:     s.hold,
-	}
-	if s.maxInFlight == 1 || e.record.Key != nil {
-		info.Turn = &delivery.Turn{Line: e.lane.line, Number: e.number, Before: e.before}
+		Turn:     s.turn(e),
 	}
 	if !s.ignoreTimestamps {
 		info.Time = d.Time

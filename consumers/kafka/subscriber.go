@@ -19,6 +19,10 @@ const (
 	DefaultDrainTimeout   = 30 * time.Second
 )
 
+// mostAhead is the largest Ahead: a partition holds no more when it is fetched from
+// again.
+const mostAhead = mostHeld / 2
+
 // setupTimeout bounds what a Subscribe asks the brokers for.
 const setupTimeout = 10 * time.Second
 
@@ -55,6 +59,21 @@ type Subscriber struct {
 	// order is only kept among messages that have the same record key; those
 	// without one have no order.
 	MaxInFlight int
+
+	// Ahead is how many messages of a line may be handed out at a time, where what
+	// handles them keeps their order: Once does, if its Inbox has a Batch above 1.
+	// A line is a partition, or with a MaxInFlight above 1 a record key of a
+	// partition, of which then at most MaxInFlight have messages handed out. So of
+	// a partition there are at most MaxInFlight (or 1) times Ahead, whose handlers
+	// run in their turn; and a transaction holds many of a few partitions.
+	// Inbox.Batch is a good number, divided by MaxInFlight. 0 and 1 mean that each
+	// waits until the one before it in its line was acknowledged.
+	//
+	// A Subscribe begins with one, until Once says that it keeps the order. If a
+	// message is acknowledged by whoever has not said so, as with Guard, without a
+	// Batch, or by a router without consumers.Stack, it goes on with one to its end,
+	// and logs an error.
+	Ahead int
 
 	// NakDelay is after which time a message is delivered again whose attempt-th
 	// delivery, counted from 1, was nacked. Until then those behind it wait: of
@@ -171,6 +190,7 @@ type settings struct {
 	base             *kgo.Client // the user's
 	group            string
 	maxInFlight      int
+	ahead            int
 	nakDelay         func(attempt uint64) time.Duration
 	commitInterval   time.Duration
 	drainTimeout     time.Duration
@@ -184,6 +204,7 @@ func (s *Subscriber) settings() (settings, error) {
 		base:             s.Client,
 		group:            s.Group,
 		maxInFlight:      max(s.MaxInFlight, 1),
+		ahead:            max(s.Ahead, 1),
 		nakDelay:         s.NakDelay,
 		commitInterval:   s.CommitInterval,
 		drainTimeout:     s.DrainTimeout,
@@ -194,6 +215,10 @@ func (s *Subscriber) settings() (settings, error) {
 	switch {
 	case s.MaxInFlight < 0:
 		return set, fmt.Errorf("Subscriber.MaxInFlight is %d: must be positive, or 0 for 1", s.MaxInFlight)
+	case s.Ahead < 0 || s.Ahead > mostAhead:
+		return set, fmt.Errorf("Subscriber.Ahead is %d: must be from 0 to %d; Inbox.Batch is a good number", s.Ahead, mostAhead)
+	case s.Ahead > 1 && s.MaxInFlight > mostHeld/s.Ahead:
+		return set, fmt.Errorf("Subscriber.Ahead is %d and MaxInFlight %d: their product must not be above %d, or a partition would have to hold more messages than it may; lower one of them", s.Ahead, s.MaxInFlight, mostHeld)
 	case s.CommitInterval < 0:
 		return set, fmt.Errorf("Subscriber.CommitInterval is %v: must be positive, or 0 for %v", s.CommitInterval, DefaultCommitInterval)
 	case s.DrainTimeout < 0:

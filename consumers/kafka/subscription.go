@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -31,6 +32,8 @@ type subscription struct {
 	stop chan struct{} // closed by Close
 
 	holds chan func(context.Context) error
+
+	keeping atomic.Int32 // whether the order of what is handed out ahead is kept
 }
 
 func newSubscription(set settings, topic string) *subscription {

@@ -267,7 +267,11 @@ func (l *logbook) String() string {
 	return l.text.String()
 }
 
+func (l *logbook) has(words string) bool { return l.count(words) > 0 }
+
+func (l *logbook) count(words string) int { return strings.Count(l.String(), words) }
+
 func (l *logbook) await(t testing.TB, words string) {
 	t.Helper()
-	until(t, fmt.Sprintf("%q is logged", words), func() bool { return strings.Contains(l.String(), words) }, l.String)
+	until(t, fmt.Sprintf("%q is logged", words), func() bool { return l.has(words) }, l.String)
 }

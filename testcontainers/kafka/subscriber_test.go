@@ -523,11 +523,14 @@ func TestWrongFieldsAreNamed(t *testing.T) {
 		topic  string
 		words  []string
 	}{
-		"no client": {func(s *kafka.Subscriber) { s.Client = nil }, b.topic, []string{"Subscriber.Client is nil", "kgo.NewClient"}},
-		"in flight": {func(s *kafka.Subscriber) { s.MaxInFlight = -1 }, b.topic, []string{"MaxInFlight is -1"}},
-		"interval":  {func(s *kafka.Subscriber) { s.CommitInterval = -1 }, b.topic, []string{"CommitInterval is -1ns"}},
-		"drain":     {func(s *kafka.Subscriber) { s.DrainTimeout = -1 }, b.topic, []string{"DrainTimeout is -1ns"}},
-		"group":     {func(s *kafka.Subscriber) { s.Group = "a\x00b" }, b.topic, []string{"Subscriber.Group"}},
+		"no client":      {func(s *kafka.Subscriber) { s.Client = nil }, b.topic, []string{"Subscriber.Client is nil", "kgo.NewClient"}},
+		"in flight":      {func(s *kafka.Subscriber) { s.MaxInFlight = -1 }, b.topic, []string{"MaxInFlight is -1"}},
+		"ahead":          {func(s *kafka.Subscriber) { s.Ahead = -1 }, b.topic, []string{"Subscriber.Ahead is -1", "Inbox.Batch"}},
+		"far ahead":      {func(s *kafka.Subscriber) { s.Ahead = 2001 }, b.topic, []string{"Subscriber.Ahead is 2001", "2000"}},
+		"ahead and more": {func(s *kafka.Subscriber) { s.Ahead, s.MaxInFlight = 100, 41 }, b.topic, []string{"Subscriber.Ahead is 100", "MaxInFlight 41", "lower one"}},
+		"interval":       {func(s *kafka.Subscriber) { s.CommitInterval = -1 }, b.topic, []string{"CommitInterval is -1ns"}},
+		"drain":          {func(s *kafka.Subscriber) { s.DrainTimeout = -1 }, b.topic, []string{"DrainTimeout is -1ns"}},
+		"group":          {func(s *kafka.Subscriber) { s.Group = "a\x00b" }, b.topic, []string{"Subscriber.Group"}},
 		"client with a group": {func(s *kafka.Subscriber) {
 			s.Client = b.connect(kgo.ConsumerGroup("other"), kgo.ConsumeTopics(b.topic))
 		}, b.topic, []string{"kgo.ConsumeTopics"}},

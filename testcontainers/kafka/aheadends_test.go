@@ -1,0 +1,254 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill/consumers/kafka"
+	"github.com/oncemill/oncemill/internal/delivery"
+)
+
+// Close in the middle of a batch: what has not begun is given back, what has may
+// end, and the next owner goes on behind it.
+func TestCloseGivesBackWhatIsAhead(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 40)
+	s := b.subscriber("g")
+	s.Ahead = 16
+	messages, out := b.ahead(s, 16)
+	closed := make(chan error)
+	go func() { closed <- s.Close() }()
+	for _, msg := range out {
+		noted(t, msg)
+	}
+	for _, msg := range out[3:] {
+		msg.Nack()
+	}
+	select {
+	case msg, open := <-messages:
+		t.Fatalf("a message arrives: %v %v", msg, open)
+	case <-closed:
+		t.Fatal("Close does not wait for what is being handled")
+	case <-time.After(100 * time.Millisecond):
+	}
+	for _, msg := range out[:3] {
+		msg.Ack()
+	}
+	must(t, <-closed)
+	if n := b.committed("g"); n != 3 {
+		t.Errorf("%d are committed, want 3", n)
+	}
+	heir := b.subscriber("g")
+	heir.Ahead = 16
+	got := b.subscribe(heir)
+	for i := 3; i < 40; i++ {
+		msg := b.keep(receive(t, got))
+		if number(t, msg) != i {
+			t.Fatalf("got %s, want %d", msg.Payload, i)
+		}
+		msg.Ack()
+	}
+	b.awaitCommitted("g", 40)
+}
+
+// A partition is taken away with several of its messages out: their contexts end
+// before anybody's turn seems to come.
+func TestARevokedPartitionsMessagesAheadEndInTime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.spread(2, 0, 100, decimal)
+	s := b.subscriber("g")
+	s.Ahead = 16
+	first, out := b.ahead(s, 32)
+	var early atomic.Int64
+	var waiting sync.WaitGroup
+	turns := make(chan *message.Message, 32)
+	for _, msg := range out {
+		turn := b.turn(msg)
+		if turn.Before == nil {
+			continue
+		}
+		waiting.Go(func() {
+			<-turn.Before
+			if msg.Context().Err() == nil {
+				early.Add(1)
+			}
+			turns <- msg
+		})
+	}
+	heir := b.subscriber("g")
+	heir.Ahead = 16
+	second := b.subscribe(heir)
+	moved := b.keep(receive(t, second))
+	at, _ := kafka.FromContext(moved.Context())
+	if at.Offset != 0 {
+		t.Errorf("nothing is finished, and the next owner begins at %d", at.Offset)
+	}
+	for range 15 { // of the partition that is gone
+		<-turns
+	}
+	if n := early.Load(); n > 0 {
+		t.Errorf("%d messages' turns came when their predecessors were given away", n)
+	}
+	moved.Ack()
+	for _, msg := range out {
+		if d, _ := kafka.FromContext(msg.Context()); d.Partition != at.Partition {
+			if msg.Context().Err() != nil {
+				t.Fatal("the context of a message whose partition has stayed has ended")
+			}
+			msg.Ack()
+		}
+	}
+	waiting.Wait()
+	for range 34 {
+		b.keep(receive(t, first)).Ack()
+	}
+	for range 49 {
+		b.keep(receive(t, second)).Ack()
+	}
+	b.awaitCommitted("g", 100)
+}
+
+// What is out when the subscriber has to pause stays out; what of it is nacked
+// comes again in order.
+func TestAPauseWithMessagesAhead(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 30)
+	var log logbook
+	s := b.subscriber("g")
+	s.Ahead, s.Logger = 8, log.logger()
+	messages, out := b.ahead(s, 8)
+	var back atomic.Bool
+	info, _ := delivery.From(out[0].Context())
+	info.Hold(func(context.Context) error {
+		if back.Load() {
+			return nil
+		}
+		return errors.New("away")
+	})
+	log.await(t, "handing out no messages")
+	out[0].Ack()
+	for _, msg := range out[1:] {
+		msg.Nack()
+	}
+	nothing(t, messages, 200*time.Millisecond)
+	back.Store(true)
+	for i := 1; i < 30; i++ {
+		msg := b.keep(receive(t, messages))
+		if number(t, msg) != i {
+			t.Fatalf("got %s, want %d", msg.Payload, i)
+		}
+		msg.Ack()
+	}
+	b.awaitCommitted("g", 30)
+}
+
+// A keeper stands in for whoever keeps the order: its effects are in their turn, if
+// the turns are right. Some fail, and now and then all that wait are given back.
+type keeper struct {
+	mu     sync.Mutex
+	random *rand.Rand
+	next   map[int32]int64 // by partition, the offset whose effect comes next
+	early  []string
+	away   chan struct{} // closed when all are given back
+}
+
+func (k *keeper) handle(msg *message.Message) {
+	info, _ := delivery.From(msg.Context())
+	info.Turn.Kept()
+	k.mu.Lock()
+	away := k.away
+	k.mu.Unlock()
+	if before := info.Turn.Before; before != nil {
+		select {
+		case <-before:
+		case <-away:
+			msg.Nack()
+			return
+		case <-msg.Context().Done():
+		}
+	}
+	if msg.Context().Err() != nil || !k.effect(msg) {
+		msg.Nack()
+		return
+	}
+	msg.Ack()
+}
+
+// effect returns false for a failure.
+func (k *keeper) effect(msg *message.Message) bool {
+	d, _ := kafka.FromContext(msg.Context())
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch roll := k.random.IntN(200); {
+	case roll == 0:
+		close(k.away)
+		k.away = make(chan struct{})
+		return false
+	case roll < 5:
+		return false
+	}
+	switch next := k.next[d.Partition]; {
+	case d.Offset > next:
+		k.early = append(k.early, fmt.Sprintf("offset %d of partition %d, when it was %d's turn", d.Offset, d.Partition, next))
+	case d.Offset == next:
+		k.next[d.Partition]++
+	}
+	return true
+}
+
+func (k *keeper) handled() (sum int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, n := range k.next {
+		sum += n
+	}
+	return sum
+}
+
+func TestMembersComeAndGoWithMessagesAheadInOrder(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 6)
+	const all = 12_000
+	b.spread(6, 0, all, decimal)
+	seed := uint64(time.Now().UnixNano())
+	t.Log("seed", seed)
+	k := &keeper{random: rand.New(rand.NewPCG(seed, 0)), next: make(map[int32]int64), away: make(chan struct{})}
+	var members, handlers sync.WaitGroup
+	join := func() *kafka.Subscriber {
+		s := b.subscriber("g")
+		s.Ahead = 64
+		messages := b.subscribe(s)
+		members.Go(func() {
+			for msg := range messages {
+				handlers.Go(func() { k.handle(msg) })
+			}
+		})
+		return s
+	}
+	present := []*kafka.Subscriber{join(), join()}
+	for turn := range 4 {
+		until(t, "the work goes on", func() bool { return k.handled() > int64(all/6*(turn+1)) })
+		present = append(present, join())
+		must(t, present[turn].Close())
+	}
+	b.awaitCommitted("g", all)
+	for _, s := range present[4:] {
+		must(t, s.Close())
+	}
+	members.Wait()
+	handlers.Wait()
+	if n := k.handled(); n != all || len(k.early) > 0 {
+		t.Errorf("%d effects of %d, %d of them too early: %.10q", n, all, len(k.early), k.early)
+	}
+}
