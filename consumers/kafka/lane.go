@@ -83,7 +83,7 @@ func (l *lane) putBack(e *entry) {
 func (l *lane) pass() {
 	n := 0
 	for n < len(l.entries) && l.entries[n].finished {
-		l.entries[n].end()
+		close(l.entries[n].over)
 		l.entries[n] = nil
 		n++
 	}

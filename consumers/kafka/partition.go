@@ -58,9 +58,8 @@ type entry struct {
 	lane     *lane
 	record   *kgo.Record
 	number   uint64        // in its lane, from 1
-	before   chan struct{} // closed when the turn of the one before it in the lane is over
-	over     chan struct{} // the same of this one
-	ended    bool          // over is closed
+	before   chan struct{} // closed when all before it in the lane are finished
+	over     chan struct{} // the same with this one
 	tries    uint64        // deliveries that were nacked
 	due      bool          // of one in lane.redo: its delay is over
 	finished bool
@@ -69,14 +68,6 @@ type entry struct {
 	msg    *message.Message
 	cancel context.CancelFunc
 	kept   bool // see delivery.Turn
-}
-
-// end has the next one's turn begin.
-func (e *entry) end() {
-	if !e.ended {
-		e.ended = true
-		close(e.over)
-	}
 }
 
 // add takes up a partition.
@@ -352,7 +343,8 @@ func (s *session) awaitQuiet(ps []*partition, limit time.Duration) (left int) {
 }
 
 // drop forgets partitions. The contexts of their messages end, and what becomes
-// of these is of no interest any more.
+// of these is of no interest any more. No turn begins: those before it may just be
+// handled elsewhere.
 func (s *session) drop(ps []*partition) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -361,14 +353,10 @@ func (s *session) drop(ps []*partition) {
 			continue
 		}
 		p.gone, p.retired = true, true
-		// First all contexts, or a message could take its turn for come.
 		for _, e := range p.held {
 			if e.cancel != nil {
 				e.cancel()
 			}
-		}
-		for _, e := range p.held {
-			e.end()
 		}
 		if p.paused { // or it would be if it comes back
 			s.resume(p)

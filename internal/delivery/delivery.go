@@ -57,9 +57,9 @@ type Turn struct {
 	// Number counts the line's messages, from 1, without gaps.
 	Number uint64
 
-	// Before is closed once the subscriber is done with the message before this
-	// one in the line: it was acknowledged, or will not be delivered any more.
-	// nil for the first of a line.
+	// Before is closed once all messages before this one in the line were
+	// acknowledged. If they will not be, since the line is lost, this message's
+	// context ends. nil for the first of a line, and where they already were.
 	Before <-chan struct{}
 
 	// Kept is called by whoever lets the message take effect in its turn only, before

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -38,6 +40,7 @@ const roleVariable = "ONCEMILL_TEST_ROLE"
 //	committed KEY       its transaction is committed
 //	duplicate KEY       a message was handled before
 //	failed OP KEY ...   Once has failed
+//	mishap KEY          its handler fails by chance
 //	published N         a batch of N rows is acknowledged by the brokers
 //	unpublished ...     a batch is not, or not all of it
 //	dying KEY           it does to itself what its Fault says
@@ -58,8 +61,13 @@ type role struct {
 	MaxInFlight int
 	MaxErrors   int
 	IdleTimeout time.Duration
-	Poison      string // the key of a message that the handler cannot stand
-	FailEvery   int    // the handler returns an error on every n-th run; 0: never
+	Poison      string        // the key of a message that the handler cannot stand
+	FailEvery   int           // the handler returns an error on every n-th run; 0: never
+	Batch       int           // see oncemill.Inbox
+	Ahead       int           // see kafka.Subscriber
+	Mishaps     int           // the handler returns an error or panics on about every n-th run, at random; 0: never
+	Seed        uint64        // of that
+	Slow        time.Duration // what a run takes
 }
 
 type fault string
@@ -82,6 +90,9 @@ type performer struct {
 	db     *sql.DB
 	client *kgo.Client
 	runs   atomic.Int64 // of the handler
+
+	mu     sync.Mutex
+	random *rand.Rand
 }
 
 func play(text string) error {
@@ -89,6 +100,7 @@ func play(text string) error {
 	if err := json.Unmarshal([]byte(text), &a.role); err != nil {
 		return err
 	}
+	a.random = rand.New(rand.NewPCG(a.Seed, 0))
 	var err error
 	if a.db, err = sql.Open("postgres", a.Postgres); err != nil {
 		return err
@@ -128,6 +140,7 @@ func (a *performer) work(ctx context.Context) error {
 	inbox := &oncemill.Inbox{
 		DB:          a.db,
 		IdleTimeout: a.IdleTimeout,
+		Batch:       a.Batch,
 		Observer: &oncemill.Observer{
 			Committed: func(_ context.Context, _, key string, _ time.Duration) {
 				a.Say("committed %s", key)
@@ -166,6 +179,7 @@ func (a *performer) subscriber() (message.Subscriber, error) {
 			Client:      a.client,
 			Group:       a.Group,
 			MaxInFlight: a.MaxInFlight,
+			Ahead:       a.Ahead,
 			NakDelay:    func(uint64) time.Duration { return 20 * time.Millisecond },
 		}, nil
 	}
@@ -190,7 +204,9 @@ func (a *performer) handle(msg *message.Message) ([]*message.Message, error) {
 		return nil, errors.New("no transaction in the context")
 	}
 	partition, offset := a.place(msg)
-	_, err := tx.ExecContext(msg.Context(), `INSERT INTO effects (handler, key, number, worker, partition, "offset") VALUES ($1, $2, $3::integer, $4, $5, $6)`,
+	_, err := tx.ExecContext(msg.Context(), `
+		INSERT INTO effects (handler, key, number, worker, partition, "offset", previous)
+		VALUES ($1, $2, $3::integer, $4, $5, $6, (SELECT max("offset") FROM effects WHERE handler = $1 AND partition = $5))`,
 		a.Group, msg.UUID, string(msg.Payload), a.Name, partition, offset)
 	if err != nil {
 		return nil, err
@@ -202,12 +218,34 @@ func (a *performer) handle(msg *message.Message) ([]*message.Message, error) {
 	if msg.UUID == a.Poison || a.FailEvery > 0 && n%int64(a.FailEvery) == 0 {
 		return nil, errWanted
 	}
+	if err := a.mishap(msg.UUID); err != nil {
+		return nil, err
+	}
 	if a.Receipts == "" {
 		return nil, nil
 	}
 	receipt := message.NewMessage(watermill.NewUUID(), msg.Payload)
 	receipt.Metadata.Set(outbox.OrderingKeyMetadata, msg.Metadata.Get(outbox.OrderingKeyMetadata))
 	return []*message.Message{receipt}, nil
+}
+
+// mishap makes a run fail, now and then, or only takes its time.
+func (a *performer) mishap(key string) error {
+	time.Sleep(a.Slow)
+	if a.Mishaps == 0 {
+		return nil
+	}
+	a.mu.Lock()
+	roll := a.random.IntN(2 * a.Mishaps)
+	a.mu.Unlock()
+	if roll > 1 {
+		return nil
+	}
+	a.Say("mishap %s", key)
+	if roll == 0 {
+		panic(errWanted)
+	}
+	return errWanted
 }
 
 func (a *performer) place(msg *message.Message) (partition int32, offset int64) {

@@ -38,7 +38,9 @@ func siteOn(t *testing.T, database *testcontainers.Database, seeds []string, par
 	b := benchOn(t, seeds, partitions)
 	s := &site{bench: b, t: t, postgres: database.URL, db: database.DB, group: "billing-" + b.topic, receipts: b.topic + "-receipts"}
 	b.createTopic(s.receipts, partitions)
-	_, err := s.db.Exec(`CREATE TABLE effects (seq bigint GENERATED ALWAYS AS IDENTITY, handler text, key text, number integer, worker text, partition integer, "offset" bigint)`)
+	_, err := s.db.Exec(`
+		CREATE TABLE effects (seq bigint GENERATED ALWAYS AS IDENTITY, handler text, key text, number integer, worker text, partition integer, "offset" bigint, previous bigint);
+		CREATE INDEX ON effects (handler, partition, "offset")`)
 	must(t, err)
 	return s
 }
@@ -169,6 +171,21 @@ func (s *site) ordered() {
 		) AS e WHERE early`, s.group); n != 0 {
 		s.t.Errorf("%d effects are out of order in their partition", n)
 	}
+}
+
+// inTurn wants each effect to have found that of the offset before it, which may be
+// in its own transaction, and none of a later one. None may be missing.
+func (s *site) inTurn() {
+	s.t.Helper()
+	if n := s.count(`SELECT count(*) FROM effects WHERE handler = $1 AND COALESCE(previous, -1) <> "offset" - 1`, s.group); n != 0 {
+		s.t.Errorf("%d effects had another one before them than that of the offset before", n)
+	}
+}
+
+// transactions counts those that effects were committed in.
+func (s *site) transactions() int {
+	s.t.Helper()
+	return s.count(`SELECT count(DISTINCT xmin::text) FROM effects WHERE handler = $1`, s.group)
 }
 
 // eventually waits until the work has come so far.
