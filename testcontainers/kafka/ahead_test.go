@@ -251,6 +251,64 @@ func TestWhatFollowsANackedMessageWaitsForIt(t *testing.T) {
 	b.awaitCommitted("g", 12)
 }
 
+// A nacked message takes back what is on offer behind it, and waits for its delay
+// each time.
+func TestANackedMessageWaitsEachTimeAndNothingGoesAheadOfIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	b.publish(0, 10)
+	s := b.subscriber("g")
+	s.Ahead = 8
+	messages, out := b.ahead(s, 4)
+	for range 3 {
+		nack(t, out[1], 300*time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // until the fifth is not on offer any more
+		nothing(t, messages, 150*time.Millisecond)
+		if out[1] = b.keep(receive(t, messages)); number(t, out[1]) != 1 {
+			t.Fatalf("got %s, want 1", out[1].Payload)
+		}
+	}
+	for i := 4; i < 10; i++ {
+		out[i-4].Ack()
+		out = append(out, b.keep(receive(t, messages)))
+		if number(t, out[i]) != i {
+			t.Fatalf("got %s, want %d", out[i].Payload, i)
+		}
+	}
+	for _, msg := range out[6:] {
+		msg.Ack()
+	}
+	b.awaitCommitted("g", 10)
+}
+
+// A key that waits for the delay of its message, with nothing else out, holds up no
+// others.
+func TestAKeyThatWaitsLeavesItsPlace(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	for _, key := range []string{"a", "a", "b", "c"} {
+		b.store(&kgo.Record{Key: []byte(key), Value: []byte("7")})
+	}
+	for _, ahead := range []int{0, 4} {
+		s := b.subscriber("")
+		s.MaxInFlight, s.Ahead = 2, ahead
+		messages := b.subscribe(s)
+		for _, want := range []string{"a", "b"} {
+			msg := receive(t, messages)
+			d, _ := kafka.FromContext(msg.Context())
+			if string(d.Key) != want {
+				t.Fatalf("a message of %s arrives", d.Key)
+			}
+			if want == "a" {
+				nack(t, msg, time.Hour)
+			}
+		}
+		if d, _ := kafka.FromContext(receive(t, messages).Context()); string(d.Key) != "c" {
+			t.Fatalf("a message of %s arrives", d.Key)
+		}
+	}
+}
+
 // As when the database goes away under a batch.
 func TestABatchThatIsNackedComesAgainInOrder(t *testing.T) {
 	t.Parallel()
