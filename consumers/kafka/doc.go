@@ -64,7 +64,7 @@
 // are enough for large transactions:
 //
 //	inbox := &oncemill.Inbox{DB: db, Batch: 64}
-//	subscriber := &kafka.Subscriber{Client: client, Group: "billing", Ahead: 64}
+//	subscriber := &kafka.Subscriber{Client: client, Group: "billing", Ahead: 128}
 //	err := consumers.Stack{Once: middleware.Once{Inbox: inbox}}.Apply(ctx, router)
 //
 // What is behind a message that fails, and out already, waits inside of Once until
@@ -77,7 +77,7 @@
 //
 //	MaxInFlight  Ahead    of a partition
 //	0 or 1       0 or 1   one message is handed out, in the order of the partition
-//	0 or 1       64       64 are, and take effect in the order of the partition
+//	0 or 1       128      128 are, and take effect in the order of the partition
 //	8            0 or 1   those of 8 keys are, one of each
 //	8            16       those of 8 keys are, 16 of each, and take effect in the
 //	                      order of the key; at most 8 records without key

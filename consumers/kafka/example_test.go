@@ -87,7 +87,7 @@ func ExampleSubscriber_ahead() {
 	if err := stack.Apply(context.Background(), router); err != nil {
 		log.Fatal(err)
 	}
-	subscriber := &kafka.Subscriber{Client: client, Group: "billing", Ahead: inbox.Batch}
+	subscriber := &kafka.Subscriber{Client: client, Group: "billing", Ahead: 2 * inbox.Batch}
 	router.AddConsumerHandler("billing", "orders", subscriber, func(msg *message.Message) error {
 		tx, _ := oncemill.TxFromContext(msg.Context())
 		_, err := tx.ExecContext(msg.Context(), `INSERT INTO payments (order_id) VALUES ($1)`, string(msg.Payload))

@@ -64,10 +64,10 @@ type Subscriber struct {
 	// handles them keeps their order: Once does, if its Inbox has a Batch above 1.
 	// A line is a partition, or with a MaxInFlight above 1 a record key of a
 	// partition, of which then at most MaxInFlight have messages handed out. So of
-	// a partition there are at most MaxInFlight (or 1) times Ahead, whose handlers
-	// run in their turn; and a transaction holds many of a few partitions.
-	// Inbox.Batch is a good number, divided by MaxInFlight. 0 and 1 mean that each
-	// waits until the one before it in its line was acknowledged.
+	// a partition there are at most MaxInFlight (or 1) times Ahead, which take
+	// effect in their turn. With twice the Inbox's Batch, divided by MaxInFlight,
+	// a single partition fills one batch while another is under way. 0 and 1 mean
+	// that each waits until the one before it in its line was acknowledged.
 	//
 	// A Subscribe begins with one, until Once says that it keeps the order. If a
 	// message is acknowledged by whoever has not said so, as with Guard, without a
@@ -216,7 +216,7 @@ func (s *Subscriber) settings() (settings, error) {
 	case s.MaxInFlight < 0:
 		return set, fmt.Errorf("Subscriber.MaxInFlight is %d: must be positive, or 0 for 1", s.MaxInFlight)
 	case s.Ahead < 0 || s.Ahead > mostAhead:
-		return set, fmt.Errorf("Subscriber.Ahead is %d: must be from 0 to %d; Inbox.Batch is a good number", s.Ahead, mostAhead)
+		return set, fmt.Errorf("Subscriber.Ahead is %d: must be from 0 to %d; twice Inbox.Batch is a good number", s.Ahead, mostAhead)
 	case s.Ahead > 1 && s.MaxInFlight > mostHeld/s.Ahead:
 		return set, fmt.Errorf("Subscriber.Ahead is %d and MaxInFlight %d: their product must not be above %d, or a partition would have to hold more messages than it may; lower one of them", s.Ahead, s.MaxInFlight, mostHeld)
 	case s.CommitInterval < 0:
