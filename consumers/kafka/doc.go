@@ -82,9 +82,9 @@
 //	8            16       those of 8 keys are, 16 of each, and take effect in the
 //	                      order of the key; at most 8 records without key
 //
-// When a partition goes to another member, or the Subscriber is closed, all that is
-// out gets the time that is given to one message otherwise. What has not begun by
-// then is given back, and not lost: the next owner gets it.
+// When a partition goes to another member, or the Subscriber is closed, what has
+// begun may come to its end, as without Ahead. What waits for its turn is given back
+// at once, and the next owner gets it.
 //
 // A message that keeps failing holds up what is behind it: that is what order
 // means. consumers.Stack makes a dead letter of it after MaxErrors. Of a process

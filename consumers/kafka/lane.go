@@ -127,7 +127,7 @@ func (s *session) leavePlace(l *lane) {
 	}
 	l.placed = false
 	p.placed--
-	if len(p.waiting) > 0 {
+	for len(p.waiting) > 0 && p.placed < s.maxInFlight {
 		next := p.waiting[0]
 		p.waiting = p.waiting[1:]
 		next.queued = false

@@ -298,13 +298,20 @@ func (s *session) all() []*partition {
 	return slices.Clone(s.order)
 }
 
-// retire sees to it that nothing more of some partitions is handed out.
+// retire sees to it that nothing more of some partitions is handed out, and that
+// what waits for its turn is given back. What has begun comes to its end in spite of
+// that: see oncemill.Inbox.DrainTimeout.
 func (s *session) retire(ids []int32) (ps []*partition) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
 		if p := s.partitions[id]; p != nil {
 			p.retired = true
+			for _, e := range p.held {
+				if e.cancel != nil && e.lane.entries[0] != e {
+					e.cancel()
+				}
+			}
 			ps = append(ps, p)
 		}
 	}

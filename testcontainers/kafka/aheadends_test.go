@@ -107,6 +107,50 @@ func TestARevokedPartitionsMessagesAheadEndAndNotInTheirTurn(t *testing.T) {
 	}
 }
 
+// A handover waits for what has begun, but not for all that is ahead of it.
+func TestAHandoverGivesBackWhatWaitsForItsTurn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 2)
+	b.spread(2, 0, 100, decimal)
+	s := b.subscriber("g")
+	s.Ahead = 16
+	_, out := b.ahead(s, 32)
+	lines := make(map[int32][]*message.Message)
+	for _, msg := range out {
+		d, _ := kafka.FromContext(msg.Context())
+		lines[d.Partition] = append(lines[d.Partition], msg)
+	}
+	heir := b.subscriber("g")
+	heir.Ahead = 16
+	messages := b.subscribe(heir)
+	var line []*message.Message
+	until(t, "a partition is given away", func() bool {
+		for _, line = range lines {
+			if line[1].Context().Err() != nil {
+				return true
+			}
+		}
+		return false
+	})
+	begun := line[0]
+	for _, msg := range line[1:] {
+		noted(t, msg)
+		msg.Nack()
+	}
+	if begun.Context().Err() != nil {
+		t.Error("the context of the one that has begun has ended")
+	}
+	begun.Ack()
+	first := b.keep(receive(t, messages))
+	was, _ := kafka.FromContext(begun.Context())
+	if d, _ := kafka.FromContext(first.Context()); d.Partition != was.Partition || d.Offset != 1 {
+		t.Errorf("the next owner gets offset %d of partition %d", d.Offset, d.Partition)
+	}
+	for _, msg := range append(out, first) { // so that nobody has to be waited for
+		msg.Ack()
+	}
+}
+
 // What is out when the subscriber has to pause stays out; what of it is nacked
 // comes again in order.
 func TestAPauseWithMessagesAhead(t *testing.T) {
