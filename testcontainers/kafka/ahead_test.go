@@ -291,7 +291,7 @@ func TestAKeyThatWaitsLeavesItsPlace(t *testing.T) {
 	}
 	for _, ahead := range []int{0, 4} {
 		s := b.subscriber("")
-		s.MaxInFlight, s.Ahead = 2, ahead
+		s.MaxInFlight, s.Ahead, s.DrainTimeout = 2, ahead, 100*time.Millisecond
 		messages := b.subscribe(s)
 		for _, want := range []string{"a", "b"} {
 			msg := receive(t, messages)
