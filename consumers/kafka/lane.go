@@ -42,8 +42,7 @@ func (s *session) laneOf(p *partition, record *kgo.Record) *lane {
 	}
 	l := p.lanes[name]
 	if l == nil {
-		s.lines++
-		l = &lane{p: p, line: s.lines}
+		l = &lane{p: p, line: delivery.NewLine()}
 		p.lanes[name] = l
 	}
 	return l

@@ -45,7 +45,6 @@ type session struct {
 	offered    *entry       // what run is about to hand out
 	ending     bool         // nothing more is handed out
 	drained    bool         // nothing is waited for any more
-	lines      uint64       // see delivery.Turn
 }
 
 // begin looks for the topic and the group, and makes a client.

@@ -5,6 +5,7 @@ package delivery
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 )
 
@@ -68,6 +69,11 @@ type Turn struct {
 	// from any goroutine. nil: the subscriber does not ask.
 	Kept func()
 }
+
+var lines atomic.Uint64
+
+// NewLine returns the number of a new line.
+func NewLine() uint64 { return lines.Add(1) }
 
 type contextKey struct{}
 
