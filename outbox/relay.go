@@ -27,10 +27,6 @@ const (
 	// connectTimeout bounds the wait for a connection.
 	connectTimeout = 10 * time.Second
 
-	// rescanEvery is how often a relay with much to do looks for rows that it has
-	// passed by.
-	rescanEvery = time.Second
-
 	// settleTimeout bounds the writing down of what became of a batch that
 	// DrainTimeout has cut off.
 	settleTimeout = 3 * time.Second

@@ -3,7 +3,6 @@ package outbox
 import (
 	"context"
 	"errors"
-	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -27,16 +26,19 @@ func (r *Relay) Run(ctx context.Context) error {
 	settling, release := outlive(publishing, settleTimeout)
 	defer release()
 
-	l := loop{Relay: r, publishing: publishing, settling: settling, floor: bottom, deferred: make(map[int64]time.Time)}
+	l := loop{
+		Relay: r, publishing: publishing, settling: settling,
+		scan: scan{floor: bottom}, pace: pace{size: min(r.batch(), firstBatch)}, deferred: make(map[int64]time.Time),
+	}
 	for ctx.Err() == nil {
 		more, err := l.round(ctx)
 		if ctx.Err() != nil {
-			return l.cutOff(err)
+			return l.cutOff(errors.Join(err, l.finish()))
 		}
 		l.report(err)
 		l.pause(ctx, more, err)
 	}
-	return nil
+	return l.cutOff(l.finish())
 }
 
 // A loop is one Run of a Relay.
@@ -48,11 +50,12 @@ type loop struct {
 	// acknowledged should be deleted, and no COMMIT be cancelled half-way.
 	publishing, settling context.Context
 
-	// floor is the least id that the next fetch looks at. Until vacuum has
-	// removed the rows that were published, every fetch from the beginning has to
-	// step over them, and a long transaction anywhere keeps vacuum from it.
-	floor   int64
-	scanned time.Time // when the last fetch from the beginning was
+	scan scan // where fetches begin
+	pace pace // how much they take
+
+	behind *batch    // published, and not settled before the next one is on its way
+	ahead  *batch    // fetched, to be published next
+	alone  time.Time // until when there is no second connection to be had
 
 	failures  int                 // rounds that failed in a row
 	awaySince time.Time           // when the first of them did
@@ -60,9 +63,6 @@ type loop struct {
 	deferred  map[int64]time.Time // rows that this loop has deferred, by id, and when they fall due
 	due       time.Time           // when the last of the rows falls due that this loop has deferred; zero if that has been looked at
 }
-
-// bottom is the floor of a fetch from the beginning.
-const bottom = math.MinInt64
 
 // outlive returns a context that ends a while after ctx does. release frees it.
 func outlive(ctx context.Context, while time.Duration) (longer context.Context, release func()) {
@@ -119,6 +119,9 @@ func (l *loop) pause(ctx context.Context, more bool, err error) {
 		poll := l.pollInterval()
 		if !l.due.IsZero() {
 			poll = min(poll, l.minBackoff())
+		}
+		if l.scan.owed {
+			poll = min(poll, time.Until(l.scan.due()))
 		}
 		wait(ctx, poll, l.woken())
 	}

@@ -1,0 +1,136 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A batch is under way: a transaction of its own holds its rows.
+type batch struct {
+	*fetched
+	conn     *sql.Conn
+	tx       *sql.Tx
+	ctx      context.Context // of the transaction
+	end      context.CancelFunc
+	begun    time.Time
+	due      time.Time // when the Sink's time is over
+	from     int64     // the floor of the fetch
+	again    bool      // whether a round should follow at once
+	verdicts *verdicts // of the Sink
+}
+
+// take fetches a batch of about so many bytes. It is nil if no row is due; then
+// more says whether a round should follow at once. ctx bounds the wait for a
+// connection.
+func (l *loop) take(ctx context.Context, bytes int) (b *batch, more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	// After a restart of the database all idle connections of the pool are dead.
+	for tries := l.DB.Stats().Idle; ; tries-- {
+		conn, err := l.DB.Conn(ctx)
+		if err != nil {
+			l.scan.floor = bottom
+			return nil, false, fmt.Errorf("database: connect: %w", err)
+		}
+		b := &batch{conn: conn, begun: time.Now()}
+		err = l.fill(b, bytes)
+		if err == nil && b.read() > 0 {
+			return b, b.again, nil
+		}
+		b.close(err)
+		if err == nil {
+			return nil, b.again, nil
+		}
+		l.scan.floor = bottom
+		if tries <= 0 || !errors.Is(err, errDead) {
+			return nil, false, err
+		}
+	}
+}
+
+// errDead means that a connection was dead before anything was done with it.
+var errDead = errors.New("connection from the pool is dead")
+
+// fill begins a batch's transaction and fetches its rows.
+func (l *loop) fill(b *batch, bytes int) error {
+	b.ctx, b.end = context.WithTimeout(l.settling, l.idleTimeout()+connectTimeout)
+	var err error
+	if b.tx, err = l.begin(b.ctx, b.conn); err != nil {
+		if errors.Is(err, driver.ErrBadConn) {
+			err = fmt.Errorf("%w: %w", errDead, err)
+		}
+		return fmt.Errorf("database: begin: %w", err)
+	}
+	begun := time.Now()
+	b.from = l.scan.start(begun)
+	if b.fetched, err = l.fetch(b.ctx, b.tx, b.from, bytes); err != nil {
+		return fmt.Errorf("database: fetch rows: %w", err)
+	}
+	now := time.Now()
+	b.due = now.Add(l.publishTimeout())
+	l.pace.learn(b.fetched)
+	b.again = l.scan.advance(b.fetched, b.from, begun, now)
+	return nil
+}
+
+// begin opens a transaction that Postgres ends by itself should this process
+// freeze in it. The planner is kept to the primary key: for a table that has
+// just been filled and has no statistics yet, it would otherwise choose to sort
+// all rows for every batch.
+func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return nil, err
+	}
+	set := fmt.Sprintf(`
+		SET LOCAL idle_in_transaction_session_timeout = %d;
+		SET LOCAL enable_seqscan = off;
+		SET LOCAL enable_bitmapscan = off`, l.idleTimeout().Milliseconds())
+	if _, err := tx.ExecContext(ctx, set); err != nil {
+		tx.Rollback()
+		return nil, err
+	}
+	return tx, nil
+}
+
+// settle writes down what became of a batch that is published.
+func (l *loop) settle(b *batch) error {
+	err := b.verdicts.settle(b.ctx, b.tx, l.table())
+	if err != nil {
+		err = fmt.Errorf("database: settle published rows: %w", err)
+	} else if err = b.tx.Commit(); err != nil {
+		err = fmt.Errorf("database: commit published rows: %w", err)
+	}
+	b.close(err)
+	if err != nil {
+		l.scan.floor = bottom
+		return err
+	}
+	l.tell(b.fetched, b.verdicts, time.Since(b.begun))
+	return nil
+}
+
+// giveBack leaves a batch's rows to whoever fetches them next.
+func (l *loop) giveBack(b *batch) {
+	b.close(nil)
+	l.scan.floor = min(l.scan.floor, b.from)
+}
+
+// close ends a batch's transaction, if it has not ended, and returns its
+// connection. err is that of the database, if it is to blame: after a failover
+// the connection may lead to a server that is a replica now, and would fail for
+// ever without breaking.
+func (b *batch) close(err error) {
+	if b.tx != nil {
+		b.tx.Rollback()
+	}
+	if err != nil {
+		_ = b.conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
+	b.conn.Close()
+	b.end()
+}
