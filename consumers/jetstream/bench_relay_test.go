@@ -80,7 +80,7 @@ func benchLimit(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for range b.N {
-		_, err := js.PublishAsync(bench.topic("a"), payload)
+		_, err := js.PublishAsync(bench.topic("a"), payload, natsjs.WithStallWait(patience))
 		must(b, err)
 	}
 	select {
