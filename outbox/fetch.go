@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -11,15 +12,16 @@ import (
 
 // fetched is what a batch has taken from the table.
 type fetched struct {
-	rows    []Row     // in the order of their ids
-	broken  []failure // rows that cannot be read
-	oldest  time.Time
-	first   int64 // the least id
-	last    int64 // the largest id
-	bytes   int   // of what is counted against batchBytes
-	locked  int   // rows that the transaction holds, not all of which are read
-	more    bool  // there may be further rows that are due
-	tooWide bool  // a row was not read because it is larger than was asked for
+	rows     []Row     // in the order of their ids
+	broken   []failure // rows that cannot be read
+	oldest   time.Time
+	first    int64 // the least id
+	last     int64 // the largest id
+	bytes    int   // of what is counted against batchBytes
+	locked   int   // rows that the transaction holds, not all of which are read
+	more     bool  // there may be further rows that are due
+	widest   int   // of the rows, in such bytes
+	tooLarge bool  // a row was not read because it is larger than was asked for
 
 	origin   string // of the row that was read last, as metadata
 	originOf time.Time
@@ -27,45 +29,47 @@ type fetched struct {
 
 func (f *fetched) read() int { return len(f.rows) + len(f.broken) }
 
-// columns are what of a row is read, but for its payload.
-const columns = `id, dedup_id::text, topic, uuid, metadata::text, ordering_key,
-		       CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN created_at ELSE now() END, attempts`
+// createdAt keeps times that drivers cannot read, such as infinity, from stopping
+// the relay.
+const createdAt = `CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN created_at ELSE now() END`
 
-// due are the rows of a table from an id on that are due and that no other
-// relay holds, the first n of them.
-const due = `FROM %s
+// due are the first n rows of a table from an id on that are due and that no other
+// relay holds.
+const due = `
+			FROM %s
 			WHERE id >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
 			ORDER BY id
 			LIMIT %d
 			FOR UPDATE SKIP LOCKED`
 
-const sizeOf = `coalesce(octet_length(payload), 0) + coalesce(octet_length(ordering_key), 0) + pg_column_size(metadata)`
-
-// fetch locks the first rows from an id on that are due, at most n, and reads as
-// many of them as fit into a number of bytes, at least one. It tries with rows
-// that are all small, as they usually are: to add up the sizes of rows takes
-// Postgres longer than everything else.
+// fetch locks the first rows from an id on that are due, and reads as many of them
+// as fit into a number of bytes, at least one. It tries with rows that are all
+// small, as they usually are: to add up sizes takes Postgres longer than all else.
 func (l *loop) fetch(ctx context.Context, tx *sql.Tx, from int64, bytes int) (*fetched, error) {
-	if !l.pace.wide {
+	if !l.pace.wide() {
 		n := l.pace.rows(bytes)
-		f, err := l.fetchSmall(ctx, tx, from, n, bytes/n)
-		if err != nil || !f.tooWide {
+		f, err := l.fetchSmall(ctx, tx, from, n, bytes/n/3)
+		if err != nil || !f.tooLarge {
 			return f, err
 		}
 	}
 	return l.fetchAny(ctx, tx, from, l.pace.size, bytes)
 }
 
-// fetchSmall reads rows that have at most so many bytes each. The numbers are
-// written into the statement because an argument costs a round trip. A time that
-// drivers cannot read, such as infinity, must not stop the relay.
-func (l *loop) fetchSmall(ctx context.Context, tx *sql.Tx, from int64, n, each int) (*fetched, error) {
+// fetchSmall reads rows of which no part is larger than so many bytes. The numbers
+// are written into the statement because an argument costs a round trip.
+func (l *loop) fetchSmall(ctx context.Context, tx *sql.Tx, from int64, n, most int) (*fetched, error) {
 	query := fmt.Sprintf(`
-			SELECT `+columns+`, CASE WHEN `+sizeOf+` <= %d THEN payload END, (`+sizeOf+` > %d)::integer
-			`+due, each, each, l.table(), from, n)
+			SELECT id, dedup_id::text, topic, uuid,
+			       CASE WHEN pg_column_size(metadata) <= %[1]d THEN metadata::text ELSE '{}' END,
+			       CASE WHEN octet_length(ordering_key) <= %[1]d THEN ordering_key END,
+			       CASE WHEN octet_length(payload) <= %[1]d THEN payload END,
+			       `+createdAt+`, attempts,
+			       (greatest(pg_column_size(metadata), octet_length(ordering_key), octet_length(payload)) > %[1]d)::integer`, most) +
+		fmt.Sprintf(due, l.table(), from, n)
 	f := fetched{last: from}
 	tooLarge, err := f.collect(ctx, tx, query, min(n, l.pace.last))
-	f.tooWide, f.locked = tooLarge > 0, f.read()
+	f.tooLarge, f.locked = tooLarge > 0, f.read()
 	f.more = f.locked == n
 	return &f, err
 }
@@ -74,16 +78,16 @@ func (l *loop) fetchSmall(ctx context.Context, tx *sql.Tx, from int64, n, each i
 func (l *loop) fetchAny(ctx context.Context, tx *sql.Tx, from int64, n, bytes int) (*fetched, error) {
 	query := fmt.Sprintf(`
 		WITH due AS MATERIALIZED (
-			SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts
-			`+due+`
+			SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts`+due+`
 		), sized AS (
-			SELECT due.*, count(*) OVER () AS locked, `+sizeOf+` AS size
+			SELECT due.*, count(*) OVER () AS locked,
+			       coalesce(octet_length(payload), 0) + coalesce(octet_length(ordering_key), 0) + pg_column_size(metadata) AS size
 			FROM due
 		), summed AS (
 			SELECT sized.*, sum(size) OVER (ORDER BY id) - size AS before
 			FROM sized
 		)
-		SELECT `+columns+`, payload, locked
+		SELECT id, dedup_id::text, topic, uuid, metadata::text, ordering_key, payload, `+createdAt+`, attempts, locked
 		FROM summed
 		WHERE before < %d
 		ORDER BY id`, l.table(), from, n, bytes)
@@ -103,25 +107,75 @@ func (f *fetched) collect(ctx context.Context, tx *sql.Tx, query string, n int) 
 	}
 	defer rows.Close()
 	f.rows = make([]Row, 0, n)
+	s := newScanner()
 	for rows.Next() {
-		number, err := f.scan(rows)
-		if err != nil {
+		if err := rows.Scan(s.into...); err != nil {
 			return 0, err
 		}
-		last = max(last, number)
+		last = max(last, s.number)
+		f.add(s)
 	}
 	return last, rows.Err()
 }
 
-// scan adds one row.
-func (f *fetched) scan(rows *sql.Rows) (number int, err error) {
-	var row Row
-	var encoded []byte
-	err = rows.Scan(&row.ID, &row.DedupID, &row.Topic, &row.UUID, &encoded, &row.OrderingKey,
-		&row.CreatedAt, &row.Attempts, &row.Payload, &number)
-	if err != nil {
-		return 0, err
+// A scanner reads rows one after another. What it hands to Scan is the same for
+// all of them.
+type scanner struct {
+	row      Row
+	metadata string
+	number   int
+	into     []any
+	chunk    []byte // for payloads and ordering keys
+}
+
+// chunkSize is how many bytes are allocated at a time.
+const chunkSize = 64 << 10
+
+func newScanner() *scanner {
+	s := new(scanner)
+	r := &s.row
+	s.into = []any{&r.ID, &r.DedupID, &r.Topic, &r.UUID, &s.metadata, &value{s, &r.OrderingKey}, &value{s, &r.Payload},
+		&r.CreatedAt, &r.Attempts, &s.number}
+	return s
+}
+
+// A value is where a bytea goes. It is copied once, and not allocated by itself.
+type value struct {
+	scanner *scanner
+	bytes   *[]byte
+}
+
+// Scan takes what a driver has read, whose memory may be its own.
+func (v *value) Scan(read any) error {
+	switch read := read.(type) {
+	case nil:
+		*v.bytes = nil
+	case []byte:
+		*v.bytes = v.scanner.copied(read)
+	default:
+		return fmt.Errorf("the driver returned a bytea as %T, want []byte", read)
 	}
+	return nil
+}
+
+func (s *scanner) copied(b []byte) []byte {
+	n := len(b)
+	switch {
+	case n == 0:
+		return []byte{}
+	case n > chunkSize/4:
+		return bytes.Clone(b)
+	case n > cap(s.chunk)-len(s.chunk):
+		s.chunk = make([]byte, 0, chunkSize)
+	}
+	begin := len(s.chunk)
+	s.chunk = append(s.chunk, b...)
+	return s.chunk[begin : begin+n : begin+n]
+}
+
+// add adds the row that was scanned.
+func (f *fetched) add(s *scanner) {
+	row := s.row
 	if f.read() == 0 {
 		f.first = row.ID
 	}
@@ -129,16 +183,17 @@ func (f *fetched) scan(rows *sql.Rows) (number int, err error) {
 		f.oldest = row.CreatedAt
 	}
 	f.last = row.ID
-	f.bytes += len(row.Payload) + len(row.OrderingKey) + len(encoded)
-	row.Metadata, err = metadata.Decode(encoded)
-	if err != nil {
+	width := len(row.Payload) + len(row.OrderingKey) + len(s.metadata)
+	f.bytes += width
+	f.widest = max(f.widest, width)
+	var err error
+	if row.Metadata, err = metadata.DecodeText(s.metadata); err != nil {
 		f.broken = append(f.broken, failure{row: row, err: err, park: true})
-		return number, nil
+		return
 	}
 	row.takeOrderingKey()
 	row.Metadata[OriginMetadata] = f.originAt(row.CreatedAt)
 	f.rows = append(f.rows, row)
-	return number, nil
 }
 
 // originAt returns a time as OriginMetadata has it. Rows of one transaction have

@@ -16,25 +16,27 @@ const (
 // A pace says how many rows the next batch takes. It doubles while full batches
 // go out fast, and halves where they do not.
 type pace struct {
-	size  int  // rows
-	width int  // bytes of a row, about
-	wide  bool // rows are so large that their sizes have to be added up
-	last  int  // rows of the last batch
-	full  int  // batches in a row that were full and went out whole
+	size   int // rows
+	full   int // batches in a row that were full and went out whole
+	last   int // rows of the last batch
+	widest int // bytes of a row, of those that came lately
 }
 
+// wideRow is the size of a row from which on sizes have to be added up.
+const wideRow = 8 << 10
+
+func (p *pace) wide() bool { return p.widest > wideRow }
+
 // rows returns how many rows to ask for where they should have no more than a
-// number of bytes together, with room for some that are larger than usual.
+// number of bytes together, each of the same size, with some room to spare.
 func (p *pace) rows(bytes int) int {
-	return max(1, min(p.size, bytes/(4*max(p.width, 1))))
+	return min(p.size, bytes/(4*max(p.widest, 1)))
 }
 
 // learn draws conclusions from the sizes of a batch's rows.
 func (p *pace) learn(f *fetched) {
-	p.last = f.read()
-	if n := p.last; n > 0 {
-		p.width = f.bytes / n
-		p.wide = p.width > batchBytes/2/4/fewest
+	if p.last = f.read(); p.last > 0 {
+		p.widest = max(f.widest, p.widest/2)
 	}
 }
 
