@@ -236,7 +236,7 @@ func (r *Relay) checkRights(ctx context.Context) error {
 }
 
 func (r *Relay) table() string                 { return schema.Quote(r.Schema) + ".outbox" }
-func (r *Relay) batch() int                    { return or(r.Batch, 500) }
+func (r *Relay) batch() int                    { return or(r.Batch, 2000) }
 func (r *Relay) pollInterval() time.Duration   { return or(r.PollInterval, time.Second) }
 func (r *Relay) publishTimeout() time.Duration { return or(r.PublishTimeout, 10*time.Second) }
 func (r *Relay) minBackoff() time.Duration     { return or(r.MinBackoff, min(time.Second, r.maxBackoff())) }

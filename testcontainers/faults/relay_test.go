@@ -108,7 +108,8 @@ func TestRelayFrozen(t *testing.T) {
 	r.Batch = batch
 	awake := start(t, r)
 	awake.Await("published", (orders-batch)/batch)
-	if stored, rows := s.stored(s.receipts), s.outbox(); stored != orders-batch/2 || rows > 2*batch {
+	// Of those, two batches may not be settled yet.
+	if stored, rows := s.stored(s.receipts), s.outbox(); stored != orders-batch/2 || rows > 3*batch {
 		t.Errorf("%d published and %d in the outbox while the frozen relay holds %d", stored, rows, batch)
 	}
 	s.outboxEmpty()
