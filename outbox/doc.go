@@ -24,7 +24,8 @@
 //
 // Rows with the same ordering key go to the same partition of a Kafka topic; see
 // [OrderingKeyMetadata]. A single relay publishes them in the order of their ids
-// as long as none of them fails. Ids follow commits where the transactions that
+// as long as none of them fails; where it has to publish rows again because the
+// database or the broker went away, it begins with the first of them. Ids follow commits where the transactions that
 // write rows with one key wait for one another, as those do that first lock the
 // same order or account. Several relays, or a row that is deferred, may still
 // change the order.
@@ -37,7 +38,7 @@
 //	NOTIFY is lost                   the row goes out at the relay's next poll
 //	relay dies before publishing     its transaction ends, another relay takes the rows
 //	relay dies after publishing,     the rows are published again, under the same
-//	  before its COMMIT              dedup ids
+//	  before its COMMIT              dedup ids: those of two batches at most
 //	relay freezes                    Postgres ends its transaction after twice the
 //	                                 PublishTimeout and a second; another relay takes the rows
 //	database goes away               the relay waits, reconnects and goes on
@@ -54,6 +55,15 @@
 //	       dedup_id = gen_random_uuid() WHERE id = ...
 //
 // The fresh dedup_id keeps the broker from taking it for a repetition.
+//
+// # Rows that are found late
+//
+// A relay goes through the table along its primary key and does not step over what
+// it has deleted again, which vacuum cannot remove while any transaction has an old
+// snapshot. It looks for rows behind itself (that were committed late, deferred, or
+// given back by another relay) whenever it has little to do, and once a second
+// otherwise; but where that takes long, as behind millions of deleted rows, only so
+// often that it takes a twentieth of the time.
 //
 // # Publishing from SQL
 //

@@ -15,7 +15,7 @@ import (
 )
 
 // batchBytes is about how many bytes of payloads, ordering keys and metadata a
-// relay holds in memory at a time. A single row may be larger.
+// relay holds in memory at a time, in all of its batches. A single row may be larger.
 const batchBytes = 16 << 20
 
 const (
@@ -34,12 +34,18 @@ const (
 
 // A Relay moves rows from the outbox table to a Sink. Any number of relays, in
 // any number of processes, may work on one table: each row is published by one
-// of them, and a second time only if a relay dies between the broker's
-// acknowledgement and its own commit. Set the fields, then call Run. Do not copy
-// a Relay after first use.
+// of them, and a second time only if a relay dies, or loses the database, between
+// the broker's acknowledgement and its own commit.
+//
+// A Relay with much to do has two transactions open: while one batch is published, on
+// a second connection the one before it is deleted and then the next one fetched.
+// Batches are published one after another and deleted in that order, so that rows
+// with the same ordering key do not overtake each other.
+//
+// Set the fields, then call Run. Do not copy a Relay after first use.
 type Relay struct {
 	// DB is the database with the outbox table. Required. A running Relay takes
-	// one connection.
+	// one connection, and a second one while there is much to do, if the pool has one.
 	DB *sql.DB
 
 	// Sink is where rows go. Required.
@@ -54,8 +60,11 @@ type Relay struct {
 	// notifications. "" means that the Relay only polls.
 	ListenURL string
 
-	// Batch is the largest number of rows published in one transaction. A batch
-	// also ends at about 16 MiB. 0 means 500.
+	// Batch is the largest number of rows published in one transaction. The Relay
+	// begins with at most 500 and doubles that while batches are full and the Sink
+	// takes less than 125 milliseconds for them; it halves it where the Sink takes
+	// more than 250 (or an eighth of PublishTimeout) or is unavailable. All batches
+	// under way together hold no more than about 16 MiB. 0 means 2,000.
 	Batch int
 
 	// PollInterval is how long the Relay waits before it looks for rows when
@@ -63,7 +72,9 @@ type Relay struct {
 	PollInterval time.Duration
 
 	// PublishTimeout is how long the Sink may take for a batch. The rows of the
-	// batch are locked for as long. 0 means 10 seconds.
+	// batch are locked for as long. A batch that is fetched while the one before is
+	// published waits for a quarter of it at most, and is given back then; what it
+	// waits is taken from its own time. 0 means 10 seconds.
 	//
 	// Postgres ends the transaction of a Relay that was silent for twice that
 	// and a second, so that a frozen process does not keep its rows for ever.
@@ -102,7 +113,7 @@ type Relay struct {
 // be nil. They should be quick.
 type Observer struct {
 	// Batch is called for every batch that was not empty, after its transaction
-	// has committed.
+	// has committed: one after another, in the order of the batches.
 	Batch func(BatchResult)
 }
 
@@ -116,7 +127,8 @@ type BatchResult struct {
 	// Oldest is when the oldest of the rows was written.
 	Oldest time.Time
 
-	// Took is the time from the begin of the transaction to its commit.
+	// Took is the time from the begin of the transaction to its commit. Those of two
+	// batches may overlap.
 	Took time.Duration
 }
 

@@ -25,7 +25,7 @@ it. Any number of relays may run on one database.
   oncemill relay --database-url 'postgres://app:secret@127.0.0.1:5432/app?sslmode=disable' \
       --kafka-brokers 127.0.0.1:9092 --http 127.0.0.1:8080
 
-It runs until SIGTERM or SIGINT, then finishes the batch it has begun; a second
+It runs until SIGTERM or SIGINT, then finishes the batch that it publishes; a second
 signal ends it at once. It does not start without database, schema and broker, but
 once it runs it waits for whatever goes away.
 
@@ -50,7 +50,7 @@ func prepareRelay(f *flags) action {
 	o := relayOptions{
 		database:       f.database(),
 		broker:         f.broker(),
-		batch:          f.count("batch", 500, "the most messages in one transaction"),
+		batch:          f.count("batch", 2000, "the most messages in one transaction; the relay begins with at most 500"),
 		pollInterval:   f.duration("poll-interval", time.Second, "how often to look for messages when nothing wakes the relay"),
 		publishTimeout: f.duration("publish-timeout", 10*time.Second, "how long the broker may take to acknowledge a batch"),
 		drainTimeout:   f.duration("drain-timeout", 15*time.Second, "how long a batch may go on after SIGTERM"),
