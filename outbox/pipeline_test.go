@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -261,7 +262,7 @@ func TestRowsThatStayBehindAreNotOvertaken(t *testing.T) {
 func TestASlowBrokerHasNoRowsHeldForIt(t *testing.T) {
 	t.Parallel()
 	db, _ := database(t)
-	const timeout = 4 * time.Second
+	const timeout = 2 * time.Second
 	running, sink, second := twoUnderWay(t, db, &outbox.Relay{PublishTimeout: timeout})
 	if due, ok := second.ctx.Deadline(); !ok || time.Until(due) > timeout {
 		t.Errorf("the batch may be locked until %v", due)
@@ -374,5 +375,79 @@ func TestBatchesFollowTheBroker(t *testing.T) {
 	least, most := slices.Min(sizes[:len(sizes)-1]), slices.Max(sizes)
 	if sizes[0] != 500 || least > 125 || most <= 500 {
 		t.Errorf("batches are %v", sizes)
+	}
+}
+
+// Long runs of ids are deleted as ranges, and nothing else is.
+func TestOnlyWhatIsPublishedIsDeleted(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	publish(t, db, "t", 400)
+	exec(t, db, `UPDATE oncemill.outbox SET not_before = now() + interval '1 hour' WHERE uuid IN ('t-70', 't-71', 't-300')`)
+	sink := newRecorder(func(row outbox.Row) error {
+		if row.UUID == "t-140" || row.UUID == "t-399" {
+			return fmt.Errorf("not this one")
+		}
+		return nil
+	})
+	start(t, &outbox.Relay{DB: db, Sink: sink, MinBackoff: time.Hour, MaxBackoff: time.Hour}).settled(t, 397)
+	const left = `SELECT string_agg(uuid, ' ' ORDER BY id) FROM oncemill.outbox`
+	if got := value[string](t, db, left); got != "t-70 t-71 t-140 t-300 t-399" {
+		t.Errorf("left are %s", got)
+	}
+}
+
+// An endingContext ends when it is asked for the n-th time whether it has.
+type endingContext struct {
+	context.Context
+	end  context.CancelFunc
+	left atomic.Int64
+}
+
+func endingAt(ctx context.Context, n int) *endingContext {
+	e := new(endingContext)
+	e.Context, e.end = context.WithCancel(ctx)
+	e.left.Store(int64(n))
+	return e
+}
+
+func (e *endingContext) Err() error {
+	if e.left.Add(-1) <= 0 {
+		e.end()
+	}
+	return e.Context.Err()
+}
+
+// Wherever Run's context ends, what the broker has is gone from the outbox, and what
+// is not gone is still there for others.
+func TestRunEndsAnywhere(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	const total = 40
+	for n := 1; ; n++ {
+		publish(t, db, "t", total)
+		sink := newRecorder(nil)
+		ctx := endingAt(t.Context(), n)
+		relay := &outbox.Relay{DB: db, Sink: sink, Batch: 5, PollInterval: time.Hour}
+		relay.Observer = &outbox.Observer{Batch: func(outbox.BatchResult) {
+			if len(sink.published()) == total {
+				time.AfterFunc(time.Second, ctx.end) // it has nothing to do
+			}
+		}}
+		if err := relay.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		published := sink.published()
+		if got := numbers(published); !slices.Equal(got, upTo(0, len(got))) {
+			t.Fatalf("stopped at %d: rows came as %v", n, got)
+		}
+		free := value[int](t, db, `SELECT count(*) FROM (SELECT FROM oncemill.outbox FOR UPDATE SKIP LOCKED) AS free`)
+		if len(published)+free != total {
+			t.Fatalf("stopped at %d: %d rows are published and %d left, want %d together", n, len(published), free, total)
+		}
+		if free == 0 {
+			return
+		}
+		exec(t, db, `TRUNCATE oncemill.outbox`)
 	}
 }
