@@ -40,7 +40,7 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 		l.giveBack(b)
 		return false, err
 	}
-	if next != nil && b.verdicts.untouched == 0 && ctx.Err() == nil {
+	if next != nil && b.verdicts.untouched == 0 {
 		l.behind, l.ahead = b, next
 		return true, nil
 	}
