@@ -124,6 +124,13 @@
 //     it does outside of the transaction, it does again.
 //   - One that waits, for an HTTP answer say, holds up all others of the process. Batches
 //     are for handlers that work in Postgres.
+//   - With lib/pq, what it writes by Tx.ExecContext is sent together with what others write, as
+//     soon as one of them reads something, and at the end at the latest. The call returns
+//     nil before that. Where the statement fails, the transaction is aborted in any case; the batch
+//     is handled again with each statement sent at once, and the handler gets its
+//     error. One that asks for RowsAffected runs again once, and has its statement sent at once from
+//     then on. This is for queries with arguments that are run often, and makes a batch
+//     cost a few round trips instead of one for each message.
 //   - now() is the begin of the batch.
 //   - What lasts until the end of a transaction would reach the next handlers. SET, set_config,
 //     savepoints, cursors, CREATE, and what cannot be looked at beforehand, such as Tx.Raw, are therefore

@@ -18,6 +18,9 @@ import (
 // lost. Statements that begin, commit or roll back are refused with
 // ErrTxControl; savepoints are allowed.
 //
+// Queries with arguments that are run often are prepared, once for all transactions: lib/pq
+// needs a second round trip for those that are not.
+//
 // A Tx is a plain value and can be handed on, to sqlc's New for one. It ends
 // when the function that received it returns; after that every method fails
 // with ErrTxEnded. The zero Tx fails with ErrNoTx. Like *sql.Tx it must not be used by two goroutines at once.
@@ -44,7 +47,8 @@ type txState struct {
 	failed  bool            // it failed
 }
 
-// ExecContext runs a statement that returns no rows.
+// ExecContext runs a statement that returns no rows. In a batch it may return before that:
+// see the package's comment.
 func (t Tx) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
 	err = t.s.use(ctx, query, func() error {
 		if result = t.s.deferred(query, args); result != nil {
