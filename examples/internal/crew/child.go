@@ -93,6 +93,9 @@ func (c *Child) Kill() {
 	_ = c.cmd.Process.Kill() // no error if it has ended
 }
 
+// PID is its process id.
+func (c *Child) PID() int { return c.cmd.Process.Pid }
+
 // Killed tells whether it was.
 func (c *Child) Killed() bool { return c.killed }
 
