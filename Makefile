@@ -72,6 +72,15 @@ test-api: ## Run schemathesis against the guard, which needs Python (python3-ven
 	@echo "running schemathesis against the guard (a minute longer the first time) ..."
 	@cd testcontainers && ONCEMILL_TEST_REQUIRE_PYTHON=1 go test -count=1 -timeout 8m $(TESTFLAGS) ./guardapi/...
 
+# The figures of docs/performance.md want a machine that does nothing else.
+SVG ?= $(CURDIR)/$(if $(QUICK),bin,docs)/performance.svg
+
+.PHONY: bench
+bench: ## Measure exactly-once beside what people run without it (QUICK=1: 6 minutes, else 30)
+	@echo "building the benchmark, which takes a minute the first time ..."
+	@mkdir -p $(dir $(SVG))
+	@cd examples && go run ./bench -svg $(SVG) $(if $(QUICK),-quick) $(BENCHFLAGS)
+
 .PHONY: bench-guard
 bench-guard: ## Measure the guard beside SafeAgent's server and bare SQL (needs python3-venv)
 	@echo "building the benchmark, which takes a minute the first time ..."

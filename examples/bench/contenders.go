@@ -35,6 +35,9 @@ type contender struct {
 	measure func(ctx context.Context, s *stage, t *turn) (float64, error)
 }
 
+// ours tells whether it is Oncemill that is measured.
+func (c contender) ours() bool { return c.role == "once" || c.role == "relay" }
+
 // A choice is one way in which a contender can be set.
 type choice struct {
 	about string
@@ -43,10 +46,10 @@ type choice struct {
 
 // Groups of the chart.
 const (
-	handling = "messages handled a second"
-	bare     = "the same SQL, without a broker"
-	relaying = "messages relayed a second"
-	latency  = "p99 from commit to delivery, ms"
+	handling = "Messages handled a second"
+	bare     = "The same SQL in a loop, without a broker: messages a second"
+	relaying = "Messages relayed to JetStream a second"
+	delays   = "From commit to delivery at a steady pace: milliseconds (p99; less is better)"
 )
 
 // all are the contenders, in the order of their turns.
@@ -83,8 +86,8 @@ func all(o options) []contender {
 			prepare: prepareForwarder, check: checkStream},
 		{name: "publish", about: "bare asynchronous publish", group: relaying, role: "publish", choices: unchanged,
 			prepare: prepareStream, check: checkStream},
-		{name: "relay-latency", about: "our relay, woken by NOTIFY", group: latency, role: "relay", measure: relayLatency},
-		{name: "forwarder-latency", about: "watermill-sql's forwarder, with its defaults", group: latency, role: "forwarder", measure: forwarderLatency},
+		{name: "relay-latency", about: "our relay, woken by NOTIFY", group: delays, role: "relay", measure: relayLatency},
+		{name: "forwarder-latency", about: "watermill-sql's forwarder, with its defaults", group: delays, role: "forwarder", measure: forwarderLatency},
 	}
 }
 

@@ -5,42 +5,38 @@ import (
 	"database/sql"
 )
 
-// A loop does what once-batched does to Postgres, on one connection, and nothing else.
+// A loop does what once-batched does to Postgres, on one connection, and nothing else. Its
+// statements have no context, with which lib/pq would start a goroutine for each.
 type loop struct {
-	setting setting
-	conn    *sql.Conn
-	meter   *meter
-	keys    *keys
+	statements map[**sql.Stmt]string // to be prepared
+	db         *sql.DB
+	keys       *keys
 }
 
 // A batch is the messages of one transaction.
 type batch struct{ keys, payloads []string }
 
 // run has do handle the messages, in batches.
-func (l *loop) run(ctx context.Context, s setting, prepare func() error, do func(tx *sql.Tx, b batch) error) error {
-	db, err := openPool(ctx, s.Postgres, 1)
-	if err != nil {
+func (l *loop) run(ctx context.Context, s setting, do func(tx *sql.Tx, b batch) error) (err error) {
+	if l.db, err = openPool(ctx, s.Postgres, 1); err != nil {
 		return err
 	}
-	defer db.Close()
-	if l.conn, err = db.Conn(ctx); err != nil {
-		return err
-	}
-	defer l.conn.Close()
-	if err := prepare(); err != nil {
-		return err
-	}
-	var wait func()
-	l.meter, wait = startMeter(ctx, s)
-	defer wait()
-	l.keys = newKeys(false)
-	l.meter.starts()
-	for left := s.Messages; left > 0; {
-		n := min(left, s.Batch)
-		if err := l.transaction(ctx, l.next(n), do); err != nil {
+	defer l.db.Close()
+	for stmt, query := range l.statements {
+		if *stmt, err = l.db.Prepare(query); err != nil {
 			return err
 		}
-		l.meter.ends(n)
+	}
+	meter, wait := startMeter(ctx, s)
+	defer wait()
+	l.keys = newKeys(false)
+	meter.starts()
+	for left := s.Messages; left > 0 && ctx.Err() == nil; {
+		n := min(left, s.Batch)
+		if err := l.transaction(l.next(n), do); err != nil {
+			return err
+		}
+		meter.ends(n)
 		left -= n
 	}
 	<-ctx.Done()
@@ -55,8 +51,8 @@ func (l *loop) next(n int) (b batch) {
 	return b
 }
 
-func (l *loop) transaction(ctx context.Context, b batch, do func(tx *sql.Tx, b batch) error) error {
-	tx, err := l.conn.BeginTx(ctx, nil)
+func (l *loop) transaction(b batch, do func(tx *sql.Tx, b batch) error) error {
+	tx, err := l.db.Begin()
 	if err != nil {
 		return err
 	}

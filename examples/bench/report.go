@@ -49,12 +49,12 @@ type setup struct{ machine, postgres, flush, latency string }
 func write(out io.Writer, on setup, results []result) {
 	fmt.Fprintf(out, "\n%s, %s; a write through to the disk takes %s%s\n\n", on.machine, on.postgres, on.flush, on.latency)
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\tturns\tmedian\tprocessor time per message, µs: worker\tPostgres\tNATS\tbest with\twhat it is")
+	fmt.Fprintln(table, "\tturns\tmedian\tworker\tPostgres\tNATS\tbest with\twhat it is")
 	for _, r := range results {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.name, strings.Join(r.turns(), " "), r.format(r.value()), r.spent(), r.choice, r.about)
 	}
 	table.Flush()
-	fmt.Fprintf(out, "\nMessages a second; of those whose name ends with latency, milliseconds (p99).\n")
+	fmt.Fprint(out, legend)
 	for _, r := range results {
 		if n := r.again(); n > 0 {
 			fmt.Fprintf(out, "%s: %d deliveries failed, and came again.\n", r.name, n)
@@ -65,6 +65,12 @@ func write(out io.Writer, on setup, results []result) {
 		fmt.Fprintln(out, line)
 	}
 }
+
+const legend = `
+Turns and medians are messages a second, and where the name ends with latency,
+milliseconds: the p99 from commit to delivery. Worker, Postgres and NATS are how much of
+the processors each has used, in microseconds per message.
+`
 
 func (r result) turns() (all []string) {
 	for _, s := range r.samples {

@@ -3,80 +3,120 @@ package main
 import (
 	"context"
 	"database/sql"
-	"strconv"
+	"encoding/hex"
+	"fmt"
+	"slices"
 	"strings"
 )
 
-// groupClaimSQL is what Once with Batch claims with.
-const groupClaimSQL = `
-INSERT INTO oncemill.claims (consumer, key, outcome, fingerprint)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]::bytea[]) ON CONFLICT (consumer, key) DO NOTHING RETURNING key`
+// groupClaimSQL and groupOutboxSQL are batchClaimSQL of the file batchsql.go and insertSQL
+// of outbox/insert.go, as a test wants it: what Once with Batch claims with, and writes the
+// rows of the outbox.
+const (
+	groupClaimSQL = `
+WITH session AS MATERIALIZED (
+	SELECT current_setting('lock_timeout') AS lock_timeout,
+		set_config('lock_timeout', $1, true),
+		set_config('idle_in_transaction_session_timeout', $2, true)
+), turns AS MATERIALIZED (
+	SELECT session.lock_timeout,
+		count(CASE WHEN $3::text::boolean THEN pg_advisory_xact_lock(id)::text ELSE pg_advisory_xact_lock_shared(id)::text END)
+	FROM session CROSS JOIN unnest((SELECT $4::text::bigint[])) AS id
+	GROUP BY session.lock_timeout
+), ready AS MATERIALIZED (
+	SELECT lock_timeout, set_config('lock_timeout', $5, true) FROM turns
+), asked AS MATERIALIZED (
+	SELECT * FROM unnest((SELECT $6::text::text[]), (SELECT $7::text::text[]), (SELECT $8::text::text[]), (SELECT $9::text::text[]))
+		WITH ORDINALITY AS asked (consumer, key, outcome, fingerprint, nth)
+), won AS (
+	INSERT INTO {schema}.claims (consumer, key, outcome, fingerprint)
+	SELECT consumer, key, outcome, fingerprint::bytea
+	FROM ready CROSS JOIN asked
+	ORDER BY nth
+	ON CONFLICT (consumer, key) DO NOTHING
+	RETURNING consumer, key
+)
+SELECT won.n, CASE WHEN won.n < asked.n THEN (SELECT string_agg(nth::text, ',') FROM asked JOIN won USING (consumer, key)) END,
+	clock_timestamp(), set_config('lock_timeout', ready.lock_timeout, true)
+FROM ready, (SELECT count(*) AS n FROM won) AS won, (SELECT count(*) AS n FROM asked) AS asked`
+
+	groupOutboxSQL = `.outbox (topic, uuid, metadata, ordering_key, payload)
+SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea
+FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::text::text[]), (SELECT $4::text::text[]), (SELECT $5::text::text[]))
+	AS new (topic, uuid, metadata, ordering_key, payload)`
+)
 
 // loopShape sends the statements of once-batched, in the same way: one for all claims, one
 // for each effect, one for all rows of the outbox.
 func loopShape(ctx context.Context, s setting) error {
-	l := new(loop)
-	var claim, effect *sql.Stmt
-	prepare := func() (err error) {
-		if claim, err = l.conn.PrepareContext(ctx, groupClaimSQL); err != nil {
+	var claim, effect, rows *sql.Stmt
+	l := loop{statements: map[**sql.Stmt]string{
+		&claim: strings.ReplaceAll(groupClaimSQL, "{schema}", `"oncemill"`), &effect: insertSQL, &rows: `INSERT INTO "oncemill"` + groupOutboxSQL,
+	}}
+	return l.run(ctx, s, func(tx *sql.Tx, b batch) error {
+		if err := claimAll(tx, claim, b); err != nil {
 			return err
 		}
-		effect, err = l.conn.PrepareContext(ctx, insertSQL)
-		return err
-	}
-	return l.run(ctx, s, prepare, func(tx *sql.Tx, b batch) error {
-		if _, err := tx.StmtContext(ctx, claim).ExecContext(ctx, claimArgs(b)...); err != nil {
-			return err
-		}
+		own := tx.Stmt(effect)
 		for i, key := range b.keys {
-			if _, err := tx.StmtContext(ctx, effect).ExecContext(ctx, key, b.payloads[i]); err != nil {
+			if _, err := own.Exec(key, b.payloads[i]); err != nil {
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, outboxSQL(len(b.keys)), outboxArgs(s.Out, b)...)
+		n := len(b.keys)
+		_, err := tx.Stmt(rows).Exec(textArray(slices.Repeat([]string{s.Out}, n)), textArray(b.keys), textArray(slices.Repeat([]string{"{}"}, n)),
+			nulls(n), textArray(byteas(b.payloads)))
 		return err
 	})
 }
 
-func claimArgs(b batch) []any {
-	return []any{textArray(repeated(consumer, len(b.keys))), textArray(b.keys), textArray(repeated("settled", len(b.keys))), "{" + strings.Join(repeated("NULL", len(b.keys)), ",") + "}"}
-}
-
-func repeated(s string, n int) (all []string) {
-	for range n {
-		all = append(all, s)
+func claimAll(tx *sql.Tx, claim *sql.Stmt, b batch) error {
+	n := len(b.keys)
+	sorted := slices.Sorted(slices.Values(b.keys))
+	var won int
+	var which, now, lockTimeout sql.NullString
+	err := tx.Stmt(claim).QueryRow("30000", "60000", "false", "{1}", "2000",
+		textArray(slices.Repeat([]string{consumer}, n)), textArray(sorted), textArray(slices.Repeat([]string{"settled"}, n)), nulls(n)).
+		Scan(&won, &which, &now, &lockTimeout)
+	if err == nil && won != n {
+		err = fmt.Errorf("%d of %d keys were claimed", won, n)
 	}
-	return all
+	return err
 }
 
 // textArray is an array as text. Its elements are quoted.
 func textArray(elements []string) string {
-	quoted := make([]string, len(elements))
+	var out strings.Builder
+	out.WriteByte('{')
 	for i, e := range elements {
-		quoted[i] = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(e) + `"`
-	}
-	return "{" + strings.Join(quoted, ",") + "}"
-}
-
-// outboxSQL is what the outbox writes so many rows with.
-func outboxSQL(rows int) string {
-	var query strings.Builder
-	query.WriteString(`INSERT INTO "oncemill".outbox (topic, uuid, metadata, ordering_key, payload) VALUES `)
-	for i := range rows {
 		if i > 0 {
-			query.WriteByte(',')
+			out.WriteByte(',')
 		}
-		n := 4*i + 1
-		query.WriteString(`($1::text,$` + strconv.Itoa(n+1) + `::text,$` + strconv.Itoa(n+2) + `::text::jsonb,$` +
-			strconv.Itoa(n+3) + `::bytea,$` + strconv.Itoa(n+4) + `::bytea)`)
+		out.WriteByte('"')
+		for from := 0; ; {
+			next := strings.IndexAny(e[from:], `\"`)
+			if next < 0 {
+				out.WriteString(e[from:])
+				break
+			}
+			out.WriteString(e[from : from+next])
+			out.WriteByte('\\')
+			out.WriteByte(e[from+next])
+			from += next + 1
+		}
+		out.WriteByte('"')
 	}
-	return query.String()
+	out.WriteByte('}')
+	return out.String()
 }
 
-func outboxArgs(topic string, b batch) []any {
-	args := []any{topic}
-	for i, key := range b.keys {
-		args = append(args, key, "{}", []byte(nil), []byte(b.payloads[i]))
+// nulls is an array of so many.
+func nulls(n int) string { return "{" + strings.Join(slices.Repeat([]string{"NULL"}, n), ",") + "}" }
+
+// byteas are texts as elements of an array of bytea.
+func byteas(texts []string) (all []string) {
+	for _, text := range texts {
+		all = append(all, `\x`+hex.EncodeToString([]byte(text)))
 	}
-	return args
+	return all
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/hex"
 )
 
 // What all of a batch is with one statement for each table. Arrays need fewer parameters
@@ -16,32 +15,17 @@ const (
 
 // loopSQL does the work of once-batched in as few statements as SQL needs.
 func loopSQL(ctx context.Context, s setting) error {
-	l := new(loop)
 	var claims, effects, rows *sql.Stmt
-	prepare := func() (err error) {
-		for stmt, query := range map[**sql.Stmt]string{&claims: allClaimsSQL, &effects: allEffectsSQL, &rows: allRowsSQL} {
-			if *stmt, err = l.conn.PrepareContext(ctx, query); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return l.run(ctx, s, prepare, func(tx *sql.Tx, b batch) error {
+	l := loop{statements: map[**sql.Stmt]string{&claims: allClaimsSQL, &effects: allEffectsSQL, &rows: allRowsSQL}}
+	return l.run(ctx, s, func(tx *sql.Tx, b batch) error {
 		keys := textArray(b.keys)
-		if _, err := tx.StmtContext(ctx, claims).ExecContext(ctx, keys); err != nil {
+		if _, err := tx.Stmt(claims).Exec(keys); err != nil {
 			return err
 		}
-		if _, err := tx.StmtContext(ctx, effects).ExecContext(ctx, keys, textArray(b.payloads)); err != nil {
+		if _, err := tx.Stmt(effects).Exec(keys, textArray(b.payloads)); err != nil {
 			return err
 		}
-		_, err := tx.StmtContext(ctx, rows).ExecContext(ctx, s.Out, keys, textArray(byteas(b.payloads)))
+		_, err := tx.Stmt(rows).Exec(s.Out, keys, textArray(byteas(b.payloads)))
 		return err
 	})
-}
-
-func byteas(texts []string) (all []string) {
-	for _, text := range texts {
-		all = append(all, `\x`+hex.EncodeToString([]byte(text)))
-	}
-	return all
 }
