@@ -26,6 +26,7 @@ type contender struct {
 	thorough bool // not with -quick
 	random   bool // keys are in no order
 	held     bool // another session has a snapshot all the time
+	deep     bool // how fast it is depends on how much there is to do, so it is chosen in whole turns
 
 	// prepare makes what there is to do, and check looks what has become of it.
 	prepare func(ctx context.Context, s *stage, t *turn) error
@@ -82,7 +83,7 @@ func all(o options) []contender {
 			prepare: prepareRows, check: checkRelayed},
 		{name: "relay-held", about: "the same, while a session holds a snapshot", group: relaying, role: "relay", choices: unchanged, like: "relay", held: true,
 			prepare: prepareRows, check: checkRelayed},
-		{name: "forwarder", about: "watermill-sql's, to JetStream", group: relaying, role: "forwarder", choices: selects(100, 1000),
+		{name: "forwarder", about: "watermill-sql's, to JetStream", group: relaying, role: "forwarder", choices: selects(100, 1000), deep: true,
 			prepare: prepareForwarder, check: checkStream},
 		{name: "publish", about: "bare asynchronous publish", group: relaying, role: "publish", choices: unchanged,
 			prepare: prepareStream, check: checkStream},

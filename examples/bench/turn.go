@@ -193,12 +193,16 @@ func (s *stage) choose(ctx context.Context, c contender) error {
 // probe takes turns of more and more messages until one is long enough to tell something.
 func (s *stage) probe(ctx context.Context, c contender, ch choice) (rate float64, err error) {
 	const growth = 8
+	enough := s.options.probe
+	if c.deep {
+		enough = s.options.turn
+	}
 	for messages := probeFirst; ; {
 		result, err := s.take(ctx, c, ch, messages, false)
-		if err != nil || result.took >= s.options.probe*2/3 {
+		if err != nil || result.took >= enough*2/3 {
 			return result.value, err
 		}
-		more := float64(messages) * min(growth, 1.1*s.options.probe.Seconds()/result.took.Seconds())
+		more := float64(messages) * min(growth, 1.1*enough.Seconds()/result.took.Seconds())
 		messages = max(int(more), messages+1)
 	}
 }
