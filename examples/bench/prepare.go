@@ -20,6 +20,10 @@ import (
 // memory is for how long streams recognise what is published twice: JetStream's default.
 const memory = 2 * time.Minute
 
+// patient waits for a broker that is slow to take messages on a busy machine: nats.go's
+// default is to give up after 200 ms.
+var patient = natsjs.WithStallWait(time.Minute)
+
 // prepareTables empties the tables, and says how many claims are left there.
 func prepareTables(ctx context.Context, s *stage, t *turn) error {
 	if err := t.db.clear(ctx, t.database == ""); err != nil {
@@ -40,7 +44,7 @@ func prepareMessages(ctx context.Context, s *stage, t *turn) error {
 	for i := range t.messages {
 		key := made.next()
 		msg := &nats.Msg{Subject: t.setting.Topic, Data: payload(key), Header: nats.Header{jetstream.UUIDHeader: {key}}}
-		if _, err := s.js.PublishMsgAsync(msg); err != nil {
+		if _, err := s.js.PublishMsgAsync(msg, patient); err != nil {
 			return err
 		}
 		if i%1000 == 0 {

@@ -104,7 +104,7 @@ func publish(ctx context.Context, s setting) error {
 	defer wait()
 	meter.starts()
 	for _, msg := range messages {
-		if _, err := js.PublishMsgAsync(msg); err != nil {
+		if _, err := js.PublishMsgAsync(msg, patient); err != nil {
 			return err
 		}
 	}
