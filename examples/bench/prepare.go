@@ -60,7 +60,7 @@ func prepareMessages(ctx context.Context, s *stage, t *turn) error {
 }
 
 // preparePurge adds claims that are older than they are kept for, as many as will be
-// written.
+// written. Old claims are on pages that were not changed since the last checkpoint.
 func preparePurge(ctx context.Context, s *stage, t *turn) error {
 	if err := prepareMessages(ctx, s, t); err != nil {
 		return err
@@ -71,6 +71,9 @@ SELECT '`+consumer+`', `+keySQL("(extract(epoch FROM now() - interval '8 days') 
 FROM generate_series(1::bigint, $1::bigint) AS g`, t.messages)
 	if err == nil {
 		_, err = t.db.db.ExecContext(ctx, `ANALYZE oncemill.claims`)
+	}
+	if err == nil {
+		_, err = t.db.db.ExecContext(ctx, `CHECKPOINT`)
 	}
 	return err
 }

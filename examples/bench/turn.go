@@ -66,12 +66,14 @@ func (s *stage) takeCounted(ctx context.Context, t *turn) (result sample, err er
 		}
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	if err := t.prepare(ctx, s, t); err != nil {
-		return sample{}, fmt.Errorf("prepare: %w", err)
-	}
-	// What earlier turns have written goes to the disk now.
+	// What earlier turns have written goes to the disk now. It comes before the rows of
+	// this one are, or those that relays send would each be written to the log as a part of
+	// a whole page: rows are seldom as old as the last checkpoint when they are sent.
 	if _, err := t.db.db.ExecContext(ctx, `CHECKPOINT`); err != nil {
 		return sample{}, err
+	}
+	if err := t.prepare(ctx, s, t); err != nil {
+		return sample{}, fmt.Errorf("prepare: %w", err)
 	}
 	result, err = s.run(ctx, t)
 	if err != nil {
