@@ -24,6 +24,7 @@ type contender struct {
 
 	workers  int  // processes; 0: 1
 	thorough bool // not with -quick
+	most     int  // messages in a turn, for whoever has them all in memory; 0: any number
 	random   bool // keys are in no order
 	held     bool // another session has a snapshot all the time
 	deep     bool // how fast it is depends on how much there is to do, so it is chosen in whole turns
@@ -85,7 +86,7 @@ func all(o options) []contender {
 			prepare: prepareRows, check: checkRelayed},
 		{name: "forwarder", about: "watermill-sql's, to JetStream", group: relaying, role: "forwarder", choices: selects(100, 1000), deep: true,
 			prepare: prepareForwarder, check: checkStream},
-		{name: "publish", about: "bare asynchronous publish", group: relaying, role: "publish", choices: unchanged,
+		{name: "publish", about: "bare asynchronous publish", group: relaying, role: "publish", choices: unchanged, most: 400_000,
 			prepare: prepareStream, check: checkStream},
 		{name: "relay-latency", about: "our relay, woken by NOTIFY", group: delays, role: "relay", measure: relayLatency},
 		{name: "forwarder-latency", about: "watermill-sql's forwarder, with its defaults", group: delays, role: "forwarder", measure: forwarderLatency},

@@ -214,5 +214,9 @@ func (s *stage) messagesOf(c contender) int {
 	if c.measure != nil {
 		return max(int(s.options.turn.Seconds()*float64(s.options.pace)), 1)
 	}
-	return max(int(s.rates[c.name]*s.options.turn.Seconds()), 2*s.options.batch)
+	messages := max(int(s.rates[c.name]*s.options.turn.Seconds()), 2*s.options.batch)
+	if c.most > 0 {
+		messages = min(messages, c.most)
+	}
+	return messages
 }
