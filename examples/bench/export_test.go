@@ -7,7 +7,12 @@ import (
 	"io"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/examples/internal/crew"
+	"github.com/oncemill/oncemill/examples/internal/streams"
 )
 
 // What the loop sends in place of the product.
@@ -131,4 +136,46 @@ func Sum(reports ...string) (done int, took time.Duration, busy bool, err error)
 	}
 	all := s.sum(workers)
 	return all.Done, time.Duration(all.Last - all.First), all.Busy, nil
+}
+
+// A Broker is a stage that has nothing but one.
+type Broker struct{ s *stage }
+
+// Connect connects to a NATS server.
+func Connect(address string) (b Broker, err error) {
+	b.s = new(stage)
+	if b.s.broker, err = streams.Connect(address); err != nil {
+		return b, err
+	}
+	b.s.js, err = natsjs.New(b.s.broker.Conn)
+	return b, err
+}
+
+// Close closes the connection.
+func (b Broker) Close() { b.s.broker.Close() }
+
+// Create makes a stream.
+func (b Broker) Create(ctx context.Context, name string) error {
+	return b.s.broker.Create(ctx, memory, name)
+}
+
+// Publish publishes a message with a UUID.
+func (b Broker) Publish(ctx context.Context, topic, uuid string) error {
+	_, err := b.s.js.PublishMsg(ctx, &nats.Msg{Subject: topic, Data: payload(uuid), Header: nats.Header{jetstream.UUIDHeader: {uuid}}})
+	return err
+}
+
+// CheckStream is checkStream, for so many messages.
+func (b Broker) CheckStream(ctx context.Context, name string, n int) error {
+	return checkStream(ctx, b.s, &turn{messages: n, setting: setting{Out: name}})
+}
+
+// CheckAcked is wantAcked.
+func (b Broker) CheckAcked(ctx context.Context, topic string) error {
+	return b.s.wantAcked(ctx, &turn{contender: contender{role: "once"}, setting: setting{Topic: topic}})
+}
+
+// Subscriber is what the contenders have.
+func (b Broker) Subscriber() *jetstream.Subscriber {
+	return (&worker{nc: b.s.broker.Conn, setting: setting{InFlight: 8}}).subscriber()
 }
