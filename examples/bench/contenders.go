@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 )
 
 // A contender is what is measured.
@@ -57,6 +58,10 @@ const (
 // all are the contenders, in the order of their turns.
 func all(o options) []contender {
 	batched := []choice{inBatches(o.batch)}
+	return slices.Concat(cold(batched), contended(batched), crowded(batched), loops(batched), relays())
+}
+
+func cold(batched []choice) []contender {
 	return []contender{
 		{name: "once-batched", about: "Once with Batch: claim, effect, outbox", group: handling, role: "once", choices: batched,
 			prepare: prepareMessages, check: checkOnce},
@@ -66,20 +71,42 @@ func all(o options) []contender {
 			prepare: prepareMessages, check: checkPlain},
 		{name: "once-single", about: "Once, a transaction for each message", group: handling, role: "once", choices: inFlight(8, 16, 32, 64),
 			prepare: prepareMessages, check: checkOnce},
+	}
+}
+
+// contended are those whose transactions wait for each other's rows.
+func contended(batched []choice) []contender {
+	return []contender{
 		{name: "once-batched-hot", about: "an UPDATE of one of 1,000 rows, 2 processes", group: handling, role: "once", choices: hot(batched), workers: 2,
 			prepare: prepareMessages, check: checkOnceHot},
 		{name: "plain-tx-hot", about: "the same work, a transaction for each message", group: handling, role: "plain", choices: hot(inFlight(4, 8, 16, 32)), workers: 2,
 			prepare: prepareMessages, check: checkHot},
+	}
+}
+
+// crowded are those whose claims are not alone in their table.
+func crowded(batched []choice) []contender {
+	return []contender{
 		{name: "grown", about: "once-batched, with many claims in the table", group: handling, role: "once", choices: batched, like: "once-batched", database: grownDatabase,
 			prepare: prepareMessages, check: checkOnce},
 		{name: "grown-random", about: "the same, with random keys", group: handling, role: "once", choices: batched, like: "once-batched", database: randomDatabase,
 			prepare: prepareMessages, check: checkOnce, thorough: true, random: true},
 		{name: "purging", about: "once-batched, and as many old claims purged", group: handling, role: "once", choices: purging(batched), like: "once-batched",
 			prepare: preparePurge, check: checkPurged},
+	}
+}
+
+func loops(batched []choice) []contender {
+	return []contender{
 		{name: "shape", about: "once-batched's statements in a loop, no broker", group: bare, role: "shape", choices: batched,
 			prepare: prepareTables, check: checkOnce},
 		{name: "sql", about: "all as multi-row SQL", group: bare, role: "sql", choices: batched,
 			prepare: prepareTables, check: checkOnce},
+	}
+}
+
+func relays() []contender {
+	return []contender{
 		{name: "relay", about: "outbox to JetStream", group: relaying, role: "relay", choices: unchanged,
 			prepare: prepareRows, check: checkRelayed},
 		{name: "relay-held", about: "the same, while a session holds a snapshot", group: relaying, role: "relay", choices: unchanged, like: "relay", held: true,
