@@ -26,10 +26,11 @@ const (
 	updateSQL = `UPDATE accounts SET balance = balance + 1 WHERE id = $1`
 )
 
-// An effect is one of these, prepared.
+// An effect is one of these, and the same prepared.
 type effect struct {
-	stmt *sql.Stmt
-	hot  bool
+	query string
+	stmt  *sql.Stmt
+	hot   bool
 }
 
 func (e effect) args(msg *message.Message) ([]any, error) {
@@ -74,7 +75,7 @@ func newWorker(ctx context.Context, s setting) (w *worker, err error) {
 	if s.Hot {
 		query = updateSQL
 	}
-	w.effect.hot = s.Hot
+	w.effect.hot, w.effect.query = s.Hot, query
 	if w.effect.stmt, err = w.db.PrepareContext(ctx, query); err != nil {
 		return nil, err
 	}
@@ -144,7 +145,7 @@ func (w *worker) handle(msg *message.Message) ([]*message.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := tx.StmtContext(ctx, w.effect.stmt).ExecContext(ctx, args...); err != nil {
+	if _, err := tx.ExecContext(ctx, w.effect.query, args...); err != nil {
 		return nil, err
 	}
 	return []*message.Message{message.NewMessage(msg.UUID, msg.Payload)}, nil

@@ -47,27 +47,43 @@ FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::te
 )
 
 // loopShape sends the statements of once-batched, in the same way: one for all claims, one
-// for each effect, one for all rows of the outbox.
+// text with all effects, one for all rows of the outbox.
 func loopShape(ctx context.Context, s setting) error {
-	var claim, effect, rows *sql.Stmt
+	var claim, rows *sql.Stmt
 	l := loop{statements: map[**sql.Stmt]string{
-		&claim: strings.ReplaceAll(groupClaimSQL, "{schema}", `"oncemill"`), &effect: insertSQL, &rows: `INSERT INTO "oncemill"` + groupOutboxSQL,
+		&claim: strings.ReplaceAll(groupClaimSQL, "{schema}", `"oncemill"`), &rows: `INSERT INTO "oncemill"` + groupOutboxSQL,
 	}}
 	return l.run(ctx, s, func(tx *sql.Tx, b batch) error {
 		if err := claimAll(tx, claim, b); err != nil {
 			return err
 		}
-		own := tx.Stmt(effect)
-		for i, key := range b.keys {
-			if _, err := own.Exec(key, b.payloads[i]); err != nil {
-				return err
-			}
+		if _, err := tx.Exec(executeAll(b)); err != nil {
+			return err
 		}
 		n := len(b.keys)
 		_, err := tx.Stmt(rows).Exec(textArray(slices.Repeat([]string{s.Out}, n)), textArray(b.keys), textArray(slices.Repeat([]string{"{}"}, n)),
 			nulls(n), textArray(byteas(b.payloads)))
 		return err
 	})
+}
+
+// executeAll is the text by which the handlers' effects are sent: see deferred.go.
+func executeAll(b batch) string {
+	var text strings.Builder
+	text.WriteString("PREPARE effect AS " + insertSQL + "\n;\n")
+	for i, key := range b.keys {
+		text.WriteString("EXECUTE effect(" + quoted(key) + "," + quoted(b.payloads[i]) + ");\n")
+	}
+	text.WriteString("DEALLOCATE effect;\n")
+	return text.String()
+}
+
+func quoted(text string) string {
+	text = strings.ReplaceAll(text, "'", "''")
+	if strings.Contains(text, `\`) {
+		return " E'" + strings.ReplaceAll(text, `\`, `\\`) + "'"
+	}
+	return "'" + text + "'"
 }
 
 func claimAll(tx *sql.Tx, claim *sql.Stmt, b batch) error {
