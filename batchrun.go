@@ -65,6 +65,9 @@ func (b *batch) transact() {
 	}
 	defer b.t.close(b.ctx)
 	for _, m := range b.members {
+		if b.pending.overdue() && !b.flush() {
+			return
+		}
 		switch {
 		case m.ended:
 		case m.verdict != nil:
@@ -129,7 +132,7 @@ func (b *batch) beginAndClaim() (ok bool) {
 	}
 	b.begun = time.Now()
 	if b.in.defers() && !b.atOnce {
-		b.pending = &deferred{tx: b.t.tx}
+		b.pending = &deferred{tx: b.t.tx, sent: b.begun, patience: b.in.IdleTimeout / 64}
 	}
 	b.late, b.own = new(txn.Late), txStatements{all: &b.in.sql, tx: b.t.tx}
 	return true
@@ -235,8 +238,8 @@ func (b *batch) turnFailed(m *member, err error) {
 	case errors.Is(err, errGone):
 		b.in.lane.remember(m.d, true)
 		b.tell(m, told{err: m.d.handlerFailed(err)})
-	case b.pending.hasFailed():
-		b.flushFailed(OpHandler, rollback, err)
+	case b.pending.hasFailed() && context.Cause(m.work) == nil:
+		b.flushFailed(rollback)
 	case m.tx.shared.refused != "":
 		b.refused(m)
 	case m.tx.shared.asked:
@@ -257,14 +260,27 @@ func (b *batch) turnFailed(m *member, err error) {
 	b.again(b.members)
 }
 
-// flushFailed is for an error of what was deferred. Whose it was, the next batch will see.
-func (b *batch) flushFailed(op Op, rollback, err error) {
+// flush sends what is pending. It reports whether the batch can go on.
+func (b *batch) flush() (ok bool) {
+	if b.pending.flush(b.ctx) == nil {
+		return true
+	}
+	b.t.spoilt = true
+	b.flushFailed(b.t.rollback(b.ctx))
+	b.again(b.members)
+	return false
+}
+
+// flushFailed is for an error of what was deferred, whatever the handler made of it that
+// had it sent. Whose it was, the next batch will see.
+func (b *batch) flushFailed(rollback error) {
+	err := drainedOr(b.ctx, b.pending.err)
 	state := sqlState(err)
 	switch {
 	case state == "40P01":
 		b.in.lane.takeTurns()
-	case state == "", unavailableState(state), rollback != nil:
-		b.failAll(op, err)
+	case !b.pending.gaveUp && (state == "" || unavailableState(state) || rollback != nil):
+		b.failAll(OpHandler, fmt.Errorf("%w: %w", ErrUnavailable, err))
 	case len(b.members) == 1:
 		b.alone(b.members)
 	default:
@@ -315,11 +331,7 @@ func (b *batch) brokenBy() *member {
 
 // finish deletes what must not be committed, writes what was left to the end, and commits.
 func (b *batch) finish() (ok bool) {
-	if err := b.pending.flush(b.ctx); err != nil {
-		b.t.spoilt = true
-		rollback := b.t.rollback(b.ctx)
-		b.flushFailed(OpHandler, rollback, drainedOr(b.ctx, err))
-		b.again(b.members)
+	if !b.flush() {
 		return false
 	}
 	if err := b.unclaim(); err != nil {

@@ -26,12 +26,16 @@ import (
 // several statements at once. They are prepared in the same text, and so parsed and
 // planned once for all.
 type deferred struct {
-	tx      *sql.Tx
-	text    []byte
-	queries map[string]string // the names they are prepared under
-	order   []string          // of the queries
-	n       int
-	failed  bool // what it has sent
+	tx       *sql.Tx
+	text     []byte
+	queries  map[string]string // the names they are prepared under
+	order    []string          // of the queries
+	n        int
+	sent     time.Time     // when Postgres last heard of the transaction
+	patience time.Duration // for how long it may hear nothing, though handlers write
+
+	err    error // of what it has sent
+	gaveUp bool  // because the context ended of the statement that had it sent
 }
 
 // mostDeferred is how much is pending at most.
@@ -74,7 +78,14 @@ func (d *deferred) add(query string, w *writable, args []any, s *share) sql.Resu
 	return &deferredResult{w, s}
 }
 
-func (d *deferred) full() bool { return d.n >= mostDeferred || len(d.text) >= mostDeferredBytes }
+func (d *deferred) full() bool {
+	return d.n >= mostDeferred || len(d.text) >= mostDeferredBytes || d.overdue()
+}
+
+// overdue reports whether Postgres would take the transaction for an idle one.
+func (d *deferred) overdue() bool {
+	return d != nil && d.n > 0 && time.Since(d.sent) > d.patience
+}
 
 // flush sends what is pending.
 func (d *deferred) flush(ctx context.Context) error {
@@ -91,11 +102,14 @@ func (d *deferred) flush(ctx context.Context) error {
 	}
 	d.text, d.order, d.queries, d.n = d.text[:0], nil, nil, 0
 	_, err := d.tx.ExecContext(ctx, text.String())
-	d.failed = d.failed || err != nil
+	d.sent = time.Now()
+	if err != nil && d.err == nil {
+		d.err, d.gaveUp = err, ctx.Err() != nil
+	}
 	return err
 }
 
-func (d *deferred) hasFailed() bool { return d != nil && d.failed }
+func (d *deferred) hasFailed() bool { return d != nil && d.err != nil }
 
 // Names of prepared statements, which no other session of a pooler has, and that were not
 // used before: where a text fails, what it has prepared stays.

@@ -1,0 +1,153 @@
+package oncemill_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/oncemill/oncemill"
+)
+
+// newDeferring is newBatched, with statements that were run so often that they are deferred.
+func newDeferring(f *fixture, in *oncemill.Inbox, queries ...string) *batched {
+	f.t.Helper()
+	b := newBatched(f, in)
+	must(f.t, errors.Join(b.run()...))
+	for i := range 5 {
+		must(f.t, b.c.Once(within(f.t), fmt.Sprint("often ", i), func(ctx context.Context, tx oncemill.Tx) error {
+			for _, query := range queries {
+				if _, err := tx.ExecContext(ctx, query, fmt.Sprint("often ", i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	b.shut()
+	return b
+}
+
+const insertUnique = `INSERT INTO uniques VALUES ($1)`
+
+func inserts(query, name string) func(context.Context, oncemill.Tx) error {
+	return func(ctx context.Context, tx oncemill.Tx) error {
+		_, err := tx.ExecContext(ctx, query, name)
+		return err
+	}
+}
+
+// Whatever a handler makes of an error that is another one's, that one is to blame.
+func TestADeferredErrorThatAnotherHandlerHides(t *testing.T) {
+	t.Parallel()
+	for name, hide := range map[string]func(error) error{
+		"another error": func(error) error { return errors.New("cannot read") },
+		"none":          func(error) error { return nil },
+		"panic":         func(err error) error { panic(err) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			f.exec(`CREATE TABLE uniques (name text UNIQUE)`)
+			f.exec(`INSERT INTO uniques VALUES ('a')`)
+			b := newDeferring(f, &oncemill.Inbox{}, insertUnique)
+			b.add(within(t), "a", oncemill.ClaimOptions{}, inserts(insertUnique, "a"))
+			b.add(within(t), "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+				var n int
+				if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM effects`).Scan(&n); err != nil {
+					return hide(err)
+				}
+				return effect("b")(ctx, tx)
+			})
+			b.effects("c")
+			errs := b.run()
+			if !oncemill.IsHandlerError(errs[0]) {
+				t.Errorf("got %v, want the violated constraint", errs[0])
+			}
+			must(t, errors.Join(errs[1:]...))
+			b.wantOneEach("b", "c")
+		})
+	}
+}
+
+// Who waits for others' statements until its time is over does not fail them.
+func TestATimeoutBehindDeferredStatements(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"message's", "query's"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			f.exec(`CREATE TABLE uniques (name text UNIQUE)`)
+			b := newDeferring(f, &oncemill.Inbox{}, insertUnique)
+			tx, err := f.db.Begin()
+			must(t, err)
+			defer tx.Rollback()
+			_, err = tx.Exec(`INSERT INTO uniques VALUES ('a')`)
+			must(t, err)
+			begun := make(chan struct{}, 10)
+			ctx, cancel := context.WithCancel(within(t))
+			defer cancel()
+			if name == "message's" {
+				ctx = &deadline{Context: ctx}
+			}
+			b.add(within(t), "a", oncemill.ClaimOptions{}, inserts(insertUnique, "a"))
+			b.add(ctx, "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+				begun <- struct{}{}
+				if name == "query's" {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
+					defer cancel()
+				}
+				_, err := tx.ExecContext(ctx, `DELETE FROM effects`)
+				return err
+			})
+			b.effects("c")
+			go func() {
+				<-begun
+				time.Sleep(200 * time.Millisecond)
+				cancel()
+				_ = tx.Rollback()
+			}()
+			errs := b.run()
+			must(t, errors.Join(errs[0], errs[2]))
+			b.wantOneEach("c")
+		})
+	}
+}
+
+// deadline is a context whose end is one of a deadline.
+type deadline struct{ context.Context }
+
+func (d *deadline) Err() error {
+	if d.Context.Err() != nil {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// Postgres hears nothing of what is deferred, and does not end the transaction for that.
+func TestDeferredStatementsDoNotIdle(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	const query = `INSERT INTO effects (name) VALUES ($1)`
+	b := newDeferring(f, &oncemill.Inbox{IdleTimeout: 2 * time.Second, BatchTime: time.Minute}, query)
+	b.effects("a")
+	b.add(within(t), "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		for range 4 { // it is idle for less than IdleTimeout
+			time.Sleep(900 * time.Millisecond)
+			if err := inserts(query, "pause")(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return effect("b")(ctx, tx)
+	})
+	b.effects("c")
+	open := b.open
+	close(open)
+	must(t, <-b.gate)
+	for _, end := range b.ends {
+		must(t, <-end)
+	}
+	b.wantOneEach("a", "b", "c")
+}
