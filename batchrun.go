@@ -191,7 +191,7 @@ func (b *batch) turn(m *member) error {
 		return ErrTxAborted
 	case time.Since(s.at) >= b.in.IdleTimeout: // it would be the next one's fault
 		return b.in.idled(errors.New("handler returned after that"))
-	case open && s.open.Err() != nil:
+	case open && s.open != nil && s.open.Err() != nil:
 		if _, err := b.t.tx.ExecContext(b.ctx, `SELECT 1`); err != nil {
 			return fmt.Errorf("the context of the handler's last query ended before its rows were closed, and broke the connection: %v", err)
 		}
@@ -423,7 +423,14 @@ func (b *batch) again(members []*member) {
 	b.in.lane.again(back)
 }
 
+// failAll tells all the same. Those who have prepared statements of their own run alone the
+// next time: with rows of theirs left open, the connection is of no use to others.
 func (b *batch) failAll(op Op, err error) {
+	for _, m := range b.ran {
+		if len(m.tx.shared.stmts) > 0 {
+			b.in.lane.remember(m.d, true)
+		}
+	}
 	for _, m := range b.members {
 		if !m.ended {
 			b.tell(m, told{err: m.d.failed(op, drainedOr(b.ctx, err))})

@@ -34,7 +34,7 @@ func (s *share) refuse(what string) error {
 func (s *share) check(query string) error {
 	for rest := skipSpace(query); rest != ""; rest = skipSpace(nextStatement(rest)) {
 		switch word, _ := firstWord(rest); word {
-		case "SET", "RESET", "DISCARD", "SAVEPOINT", "ROLLBACK", "RELEASE", "CREATE", "DECLARE":
+		case "SET", "RESET", "DISCARD", "SAVEPOINT", "ROLLBACK", "RELEASE", "CREATE", "DECLARE", "DO":
 			return s.refuse(word)
 		}
 	}

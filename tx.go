@@ -272,7 +272,7 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 		return ErrTxEnded
 	}
 	if err := ctx.Err(); err != nil {
-		s.at, s.trouble, s.open, s.gaveUp = time.Now(), nil, nil, true
+		s.gaveUp = true // and nothing is sent
 		return err
 	}
 	if err := s.check(query); err != nil {
