@@ -46,13 +46,17 @@ func (s *statements) in(query string) string {
 // prepare returns query prepared. It may take a connection from the pool, so a
 // caller must not hold one yet: with a pool of one that would never end.
 func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, error) {
+	return s.prepareText(ctx, query, s.in(query))
+}
+
+func (s *statements) prepareText(ctx context.Context, query, text string) (*sql.Stmt, error) {
 	s.mu.Lock()
 	stmt := s.prepared[query]
 	s.mu.Unlock()
 	if stmt != nil {
 		return stmt, nil
 	}
-	stmt, err := s.db.PrepareContext(ctx, s.in(query))
+	stmt, err := s.db.PrepareContext(ctx, text)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +107,7 @@ func (s *statements) prepareWanted(ctx context.Context, deferring bool) {
 	s.wanted = nil
 	s.mu.Unlock()
 	for _, query := range wanted {
-		if _, err := s.prepare(ctx, query); err != nil || !deferring {
+		if _, err := s.prepareText(ctx, query, query); err != nil || !deferring {
 			continue
 		}
 		w := describe(ctx, s.db, query)
