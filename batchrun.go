@@ -213,9 +213,7 @@ func (b *batch) awaitAnswer(m *member) error {
 			return err
 		case <-working:
 			working = nil
-			if m.tx.busy() {
-				b.t.interrupt()
-			}
+			b.t.breakOff(m.tx)
 			continue
 		case <-idle.C:
 		}

@@ -255,11 +255,7 @@ func (in *Inbox) runAndCommit(work context.Context, t *transaction, xid string, 
 	s := &txState{tx: t.tx, conn: t.conn, at: time.Now(), stmts: &txStatements{all: &in.sql, tx: t.tx}}
 	if in.watched {
 		s.watched = work.Done()
-		defer context.AfterFunc(work, func() {
-			if s.busy() {
-				t.interrupt()
-			}
-		})()
+		defer context.AfterFunc(work, func() { t.breakOff(s) })()
 	}
 	handle := &txn.Handle{Executor: Tx{s}}
 	err := runLent(txn.With(work, handle), s, fn)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -21,8 +22,10 @@ const rollbackGrace = time.Second
 type transaction struct {
 	conn   *sql.Conn
 	tx     *sql.Tx
-	ended  bool
 	spoilt bool // the connection is not to be used again
+
+	mu    sync.Mutex
+	ended bool // COMMIT or ROLLBACK is sent, or about to be
 
 	// interrupt breaks off the statement under way, and with it the transaction. Never
 	// once COMMIT is sent: one that is cancelled while it waits for a synchronous standby
@@ -71,9 +74,25 @@ func (t *transaction) close(ctx context.Context) {
 	}
 }
 
+func (t *transaction) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+}
+
+// breakOff interrupts the statement of s that is running, if there is one. A COMMIT it does
+// not reach, also if that begins in this moment.
+func (t *transaction) breakOff(s *txState) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ended && s.busy() {
+		t.interrupt()
+	}
+}
+
 // rollback fails where the connection is lost; then the server rolls back.
 func (t *transaction) rollback(ctx context.Context) error {
-	t.ended = true
+	t.end()
 	done := make(chan error, 1)
 	go func() {
 		err := t.tx.Rollback()
@@ -103,7 +122,7 @@ func (t *transaction) rollback(ctx context.Context) error {
 // commit commits, and gives the connection back. If ctx ends before the answer
 // is there, it reports an unknown outcome; the COMMIT goes on.
 func (t *transaction) commit(ctx context.Context) error {
-	t.ended = true
+	t.end()
 	done := make(chan error, 1)
 	go func() {
 		err := t.tx.Commit()
