@@ -1,0 +1,89 @@
+package oncemill_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/oncemill/oncemill"
+)
+
+// A duplicate is nothing to be told before what is in front of it has taken effect: it
+// would be acknowledged, and let through what is behind it.
+func TestADuplicateInALineLetsNobodyThrough(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"duplicate", "reused"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBatched(newFixture(t), &oncemill.Inbox{})
+			l := newLine(b, 1, 3)
+			must(t, b.fixture.consumer().OnceWith(within(t), l.name(1), oncemill.ClaimOptions{Fingerprint: []byte("1")}, effect("other")))
+			acked := func(i int, opts oncemill.ClaimOptions, fn func(context.Context, oncemill.Tx) error) chan error {
+				end, n := make(chan error, 1), oncemill.Waiting(b.in)
+				go func() {
+					err := b.c.OnceWith(l.ctx(within(t), i), l.name(i), opts, l.noting(i, fn))
+					if err == nil || errors.Is(err, oncemill.ErrKeyReused) { // then it is set aside
+						close(l.overs[i])
+					}
+					end <- err
+				}()
+				for oncemill.Waiting(b.in) == n {
+					time.Sleep(time.Millisecond)
+				}
+				return end
+			}
+			zero := acked(0, oncemill.ClaimOptions{}, func(context.Context, oncemill.Tx) error { return errors.New("no") })
+			opts := oncemill.ClaimOptions{}
+			if name == "reused" {
+				opts.Fingerprint = []byte("2")
+			}
+			one := acked(1, opts, nil)
+			two := acked(2, oncemill.ClaimOptions{}, nil)
+			close(b.open)
+			must(t, <-b.gate)
+			if err := <-zero; !oncemill.IsHandlerError(err) {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-two:
+				t.Fatalf("the last one took effect before the first one (%v)", err)
+			case <-time.After(300 * time.Millisecond):
+			}
+			must(t, b.c.Once(l.ctx(within(t), 0), l.name(0), l.noting(0, nil)))
+			close(l.overs[0])
+			if err := <-one; (name == "reused") != errors.Is(err, oncemill.ErrKeyReused) {
+				t.Error(err)
+			}
+			must(t, <-two)
+			l.order(0, 0, 0, 2)
+		})
+	}
+}
+
+// A place in a line is one of a consumer.
+func TestALineIsOneForEachConsumer(t *testing.T) {
+	t.Parallel()
+	b := newBatched(newFixture(t), &oncemill.Inbox{})
+	l := newLine(b, 1, 2)
+	must(t, b.fixture.consumer().Once(within(t), l.name(0), effect("other")))
+	two := make(chan error, 1)
+	n := oncemill.Waiting(b.in)
+	go func() {
+		two <- b.in.Consumer("second").Once(l.ctx(within(t), 1), l.name(1), l.noting(1, nil))
+	}()
+	for oncemill.Waiting(b.in) == n {
+		time.Sleep(time.Millisecond)
+	}
+	l.add(within(t), 0, nil) // a duplicate for the first consumer
+	must(t, errors.Join(b.run()...))
+	select {
+	case <-two:
+		t.Fatal("message 1 was handled for the second consumer before message 0 was")
+	case <-time.After(200 * time.Millisecond):
+	}
+	must(t, b.in.Consumer("second").Once(l.ctx(within(t), 0), l.name(0), l.noting(0, nil)))
+	close(l.overs[0])
+	must(t, <-two)
+	l.order(0, 1)
+}
