@@ -155,6 +155,9 @@ func TestThoseWhoWaitRunAloneTooAfterRaw(t *testing.T) {
 		defer mu.Unlock()
 		batches++
 	}}})
+	mu.Lock()
+	batches = 0
+	mu.Unlock()
 	for i := range 10 {
 		b.add(within(t), fmt.Sprint(i), oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
 			return tx.Raw(func(any) error { return nil })

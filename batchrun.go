@@ -237,6 +237,9 @@ func (b *batch) turnFailed(m *member, err error) {
 		b.in.lane.remember(m.d, true)
 		b.tell(m, told{err: m.d.handlerFailed(err)})
 	case b.pending.hasFailed() && context.Cause(m.work) == nil:
+		if rollback != nil {
+			b.in.lane.remember(m.d, true) // as below
+		}
 		b.flushFailed(rollback)
 	case m.tx.shared.refused != "":
 		b.refused(m)

@@ -118,8 +118,8 @@ func (t Tx) QueryRowContext(ctx context.Context, query string, args ...any) (row
 
 // deferred has a statement be pending, or returns nil.
 func (s *txState) deferred(query string, args []any) sql.Result {
-	if s.shared == nil || s.shared.pending == nil || len(args) == 0 {
-		return nil
+	if s.shared == nil || s.shared.pending == nil || len(args) == 0 || s.failed {
+		return nil // behind what has failed, it shows by failing too
 	}
 	return s.shared.pending.add(query, s.stmts.all.writable(query), args, s.shared)
 }
