@@ -263,8 +263,13 @@ func (b *batch) turnFailed(m *member, err error) {
 
 // flush sends what is pending. It reports whether the batch can go on.
 func (b *batch) flush() (ok bool) {
-	if b.pending.flush(b.ctx) == nil {
+	err := answer(b.ctx, func() error { return b.pending.flush(b.ctx) })
+	switch {
+	case err == nil:
 		return true
+	case errors.Is(err, errSilent): // and nobody waits
+		b.endFailed(OpHandler, err)
+		return false
 	}
 	b.t.spoilt = true
 	b.flushFailed(b.t.rollback(b.ctx))
@@ -340,7 +345,8 @@ func (b *batch) finish() (ok bool) {
 		return false
 	}
 	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), stmts: &b.own}
-	if err := b.late.Write(b.ctx, &txn.Handle{Executor: Tx{s}}); err != nil {
+	write := func() error { return b.late.Write(b.ctx, &txn.Handle{Executor: Tx{s}}) }
+	if err := answer(b.ctx, write); err != nil {
 		b.endFailed(OpHandler, err)
 		return false
 	}

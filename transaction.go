@@ -93,8 +93,7 @@ func (t *transaction) breakOff(s *txState) {
 // rollback fails where the connection is lost; then the server rolls back.
 func (t *transaction) rollback(ctx context.Context) error {
 	t.end()
-	done := make(chan error, 1)
-	go func() {
+	return answer(ctx, func() error {
 		err := t.tx.Rollback()
 		if t.spoilt {
 			discard(t.conn)
@@ -102,8 +101,18 @@ func (t *transaction) rollback(ctx context.Context) error {
 			_ = t.conn.Close()
 		}
 		t.interrupt() // there is nothing left to interrupt
-		done <- err
-	}()
+		return err
+	})
+}
+
+// errSilent is for what the server has not answered by the time that nobody waits any more.
+var errSilent = errors.New("no answer from the database")
+
+// answer returns what ask does, which waits for the server, but waits no longer than
+// rollbackGrace when ctx has ended: drivers do not return before there is an answer.
+func answer(ctx context.Context, ask func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- ask() }()
 	select {
 	case err := <-done:
 		return err
@@ -115,7 +124,7 @@ func (t *transaction) rollback(ctx context.Context) error {
 	case err := <-done:
 		return err
 	case <-grace.C:
-		return errors.New("no answer to ROLLBACK")
+		return errSilent
 	}
 }
 
