@@ -274,32 +274,41 @@ func TestReadsSeeWhatIsDeferred(t *testing.T) {
 	}
 }
 
-// The tables may change while statements are prepared for them.
+// The tables may change while statements are prepared for them. That is nobody's fault.
 func TestAQueryIsPreparedAnewWhenItsTablesChange(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t)
-	b := newBatched(f, &oncemill.Inbox{})
-	must(t, closeAndWait(b))
-	read := func(ctx context.Context, tx oncemill.Tx) error {
-		rows, err := tx.QueryContext(ctx, `SELECT * FROM effects WHERE name = $1`, "x")
-		if err != nil {
-			return err
-		}
-		return errors.Join(rows.Close(), effect("y")(ctx, tx))
+	for _, batch := range []int{0, 16} {
+		t.Run(fmt.Sprint(batch), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			c := (&oncemill.Inbox{DB: f.db, Batch: batch}).Consumer("test")
+			read := func(ctx context.Context, tx oncemill.Tx) error {
+				rows, err := tx.QueryContext(ctx, `SELECT * FROM effects WHERE name = $1`, "x")
+				if err != nil {
+					return err
+				}
+				return errors.Join(rows.Close(), effect("y")(ctx, tx))
+			}
+			for i := range 6 {
+				must(t, c.Once(within(t), fmt.Sprint("before ", i), read))
+			}
+			f.exec(`ALTER TABLE effects ADD COLUMN more int`)
+			failures := 0
+			for i := range 6 {
+				err := c.Once(within(t), fmt.Sprint("after ", i), read)
+				if err == nil {
+					continue
+				}
+				failures++
+				if oncemill.IsHandlerError(err) || !oncemill.IsSerialization(err) {
+					t.Errorf("%v must not count, and may be tried again at once", err)
+				}
+				must(t, c.Once(within(t), fmt.Sprint("after ", i), read))
+			}
+			if failures > 1 {
+				t.Errorf("%d messages failed, want one at most", failures)
+			}
+			f.wantEffects("y", 12)
+		})
 	}
-	for i := range 6 {
-		must(t, b.c.Once(within(t), fmt.Sprint("before ", i), read))
-	}
-	f.exec(`ALTER TABLE effects ADD COLUMN more int`)
-	failures := 0
-	for i := range 6 {
-		if err := b.c.Once(within(t), fmt.Sprint("after ", i), read); err != nil {
-			failures++
-			must(t, b.c.Once(within(t), fmt.Sprint("after ", i), read))
-		}
-	}
-	if failures > 1 {
-		t.Errorf("%d messages failed, want one at most", failures)
-	}
-	f.wantEffects("y", 12)
 }

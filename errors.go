@@ -176,10 +176,13 @@ func IsHandlerError(err error) bool {
 }
 
 // IsSerialization reports whether err comes from two transactions that got into
-// each other's way: a deadlock, a serialization failure or a lock that was not
-// to be had in time. The same message may well succeed at once when it runs
-// again.
+// each other's way: a deadlock, a serialization failure, a lock that was not
+// to be had in time, or a table that was altered under a prepared query. The same message
+// may well succeed at once when it runs again.
 func IsSerialization(err error) bool {
+	if errors.Is(err, errStale) {
+		return true
+	}
 	switch sqlState(err) {
 	case "40001", "40P01", "55P03":
 		return true

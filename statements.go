@@ -3,6 +3,8 @@ package oncemill
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"strings"
 	"sync"
 )
@@ -150,11 +152,18 @@ func (t *txStatements) get(ctx context.Context, query string) *sql.Stmt {
 	return own
 }
 
-// failed looks at the error of a prepared query.
-func (t *txStatements) failed(query string, err error) {
+// failed looks at the error of a prepared query. Where the query would have succeeded if it
+// had not been prepared, it says so.
+func (t *txStatements) failed(query string, err error) error {
 	switch sqlState(err) {
 	case "0A000", "26000": // another type of result, a statement that is gone
 		delete(t.own, query)
 		t.all.forget(query)
+		return fmt.Errorf("%w: %w", errStale, err)
 	}
+	return err
 }
+
+// errStale means that a query was prepared for tables that have changed since. It is not
+// prepared any more.
+var errStale = errors.New("query was prepared before its tables changed")

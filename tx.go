@@ -152,7 +152,7 @@ func (s *txState) prepared(ctx context.Context, query string, args []any) *sql.S
 
 func (s *txState) after(query string, err error) error {
 	if err != nil {
-		s.stmts.failed(query, err)
+		err = s.stmts.failed(query, err)
 	}
 	return err
 }

@@ -315,7 +315,7 @@ func TestDaemonDoesNotStartIfNoBrokerAnswers(t *testing.T) {
 	for address, reason := range map[string]string{"127.0.0.1:1": "refused", silentListener(t): "no answer within 10s"} {
 		relays(t, database, address).refuses("cannot connect to Kafka at "+address, reason, "--kafka-brokers")
 	}
-	if took := time.Since(begun); took > 20*time.Second {
+	if took := time.Since(begun); took > time.Minute { // each has 10 seconds
 		t.Errorf("it took %v to say so", took)
 	}
 }
