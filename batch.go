@@ -98,6 +98,8 @@ type lane struct {
 	running bool
 	size    int // of the next batch; 0: Inbox.Batch
 
+	last chan struct{} // closed when the last batch has ended
+
 	failed map[flight]bool // keys that run alone, since they failed in a batch
 	single map[string]bool // consumers whose messages run alone, since they use Raw
 
@@ -330,7 +332,9 @@ func (in *Inbox) nextBatch() *batch {
 	if !l.running {
 		return nil
 	}
-	b.callers = len(b.members)
+	b.callers, b.size = len(b.members), len(b.members)
+	b.last, b.ended = l.last, make(chan struct{})
+	l.last = b.ended
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	return b
 }

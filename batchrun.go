@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,33 +41,77 @@ type batch struct {
 	judged    []*member // who are told what their claims have shown once that is done
 	dropped   []*member // whose claims are to be deleted
 	committed int
+	size      int           // the number of members at first
+	last      chan struct{} // closed when the batch before this one has ended; nil: there was none
+	ended     chan struct{} // the same of this one
 }
 
 // errGone stands for a handler that has ended its goroutine, or that is waited for no longer.
 var errGone = errors.New("handler did not return")
 
+// run works until the batch has ended, or is about to commit: the next one begins while it
+// does. Those two cannot get into a deadlock, since a batch that commits waits for nobody.
 func (b *batch) run() {
-	defer b.cancel(nil)
+	committing := false
 	defer func() {
-		if panicked := recover(); panicked != nil { // the driver: callers wait in other goroutines
-			b.in.Logger.Error(fmt.Sprintf("oncemill: a batch panicked: %v", panicked), "stack", string(debug.Stack()))
-			b.failAll(OpCommit, fmt.Errorf("%w: panic: %v", ErrUnavailable, panicked))
+		if !committing {
+			b.end()
 		}
 	}()
-	b.transact()
-	if b.in.Observer.Batch != nil {
-		b.in.Observer.Batch(b.committed, len(b.members), time.Since(b.start))
+	defer b.catch()
+	if !b.transact() {
+		return
+	}
+	b.awaitLast() // so that there are two at most
+	committing = true
+	go func() {
+		defer b.end()
+		defer b.catch()
+		b.commit()
+	}()
+}
+
+// catch is for a driver that panics: callers wait in other goroutines.
+func (b *batch) catch() {
+	if panicked := recover(); panicked != nil {
+		b.in.Logger.Error(fmt.Sprintf("oncemill: a batch panicked: %v", panicked), "stack", string(debug.Stack()))
+		b.failAll(OpCommit, fmt.Errorf("%w: panic: %v", ErrUnavailable, panicked))
 	}
 }
 
-func (b *batch) transact() {
-	if !b.beginAndClaim() {
+func (b *batch) end() {
+	b.awaitLast()
+	if b.in.Observer.Batch != nil {
+		b.in.Observer.Batch(b.committed, b.size, time.Since(b.start))
+	}
+	b.cancel(nil)
+	close(b.ended)
+}
+
+// awaitLast waits until the batch before this one has ended.
+func (b *batch) awaitLast() {
+	if b.last == nil {
 		return
 	}
-	defer b.t.close(b.ctx)
+	select {
+	case <-b.last:
+	case <-b.ctx.Done():
+	}
+}
+
+// transact runs the members. It reports whether there is something to commit.
+func (b *batch) transact() (ready bool) {
+	if !b.beginAndClaim() {
+		return false
+	}
+	defer func() {
+		if !ready {
+			b.t.close(b.ctx)
+		}
+	}()
 	for _, m := range b.members {
 		if b.pending.overdue() && !b.flush() {
-			return
+			return false
 		}
 		switch {
 		case m.ended:
@@ -77,17 +122,29 @@ func (b *batch) transact() {
 		default:
 			if err := b.turn(m); err != nil {
 				b.turnFailed(m, err)
-				return
+				return false
 			}
 		}
 	}
 	if len(b.ran) == 0 {
 		_ = b.t.rollback(b.ctx)
 	} else if !b.finish() {
-		return
+		return false
 	}
 	b.adapt()
-	b.again(b.members)
+	b.again(b.withoutRan())
+	return len(b.ran) > 0
+}
+
+// withoutRan returns the members that are not committed, who are none of this batch any more.
+func (b *batch) withoutRan() (others []*member) {
+	for _, m := range b.members {
+		if !m.took && !slices.Contains(b.judged, m) {
+			others = append(others, m)
+		}
+	}
+	b.members, b.dropped = slices.Concat(b.ran, b.judged), nil
+	return others
 }
 
 // judge tells a member what its claim has shown, once the one before it in its line has
@@ -335,7 +392,7 @@ func (b *batch) brokenBy() *member {
 	return nil
 }
 
-// finish deletes what must not be committed, writes what was left to the end, and commits.
+// finish deletes what must not be committed, and writes what was left to the end.
 func (b *batch) finish() (ok bool) {
 	if !b.flush() {
 		return false
@@ -350,9 +407,14 @@ func (b *batch) finish() (ok bool) {
 		b.endFailed(OpHandler, err)
 		return false
 	}
+	return true
+}
+
+// commit commits, and tells.
+func (b *batch) commit() {
 	if err := b.t.commit(b.ctx); err != nil {
 		b.endFailed(OpCommit, err)
-		return false
+		return
 	}
 	b.committed = len(b.ran)
 	for _, m := range b.ran {
@@ -362,7 +424,6 @@ func (b *batch) finish() (ok bool) {
 	for _, m := range b.judged {
 		b.tell(m, *m.verdict)
 	}
-	return true
 }
 
 // endFailed is for what fails when all functions have returned. If Postgres has said why,

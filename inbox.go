@@ -123,7 +123,7 @@ type Observer struct {
 
 	// Batch is called after each transaction with several messages: how many of them were
 	// committed, how many were in it, and how long it took. Those that were not, and are
-	// no duplicates, are in another one soon. It is called in a goroutine of the Inbox.
+	// no duplicates, are in another one soon. It is called in a goroutine of the Inbox, for one batch at a time.
 	Batch func(committed, messages int, took time.Duration)
 
 	// Failed is called with whatever error Once, Claim or a method of a Claim is about
