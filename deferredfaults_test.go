@@ -143,11 +143,30 @@ func TestDeferredStatementsDoNotIdle(t *testing.T) {
 		return effect("b")(ctx, tx)
 	})
 	b.effects("c")
-	open := b.open
-	close(open)
-	must(t, <-b.gate)
-	for _, end := range b.ends {
-		must(t, <-end)
-	}
+	must(t, errors.Join(b.run()...))
 	b.wantOneEach("a", "b", "c")
+}
+
+// One that pauses has all of IdleTimeout for that, also where it follows one that has written.
+func TestAPauseBehindDeferredStatements(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	b := newDeferring(f, &oncemill.Inbox{IdleTimeout: 2 * time.Second, BatchTime: time.Minute})
+	pause := func(name string, d time.Duration) func(context.Context, oncemill.Tx) error {
+		return func(ctx context.Context, tx oncemill.Tx) error {
+			err := effect(name)(ctx, tx)
+			time.Sleep(d)
+			return err
+		}
+	}
+	b.add(within(t), "a", oncemill.ClaimOptions{}, pause("a", 900*time.Millisecond))
+	b.add(within(t), "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		time.Sleep(1500 * time.Millisecond)
+		return effect("b")(ctx, tx)
+	})
+	must(t, errors.Join(b.run()...))
+	b.wantOneEach("a", "b")
+	if n := b.count(`SELECT count(DISTINCT xmin::text) FROM effects WHERE name IN ('a', 'b')`); n != 1 {
+		t.Errorf("%d transactions, want 1", n)
+	}
 }
