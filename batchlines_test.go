@@ -3,10 +3,13 @@ package oncemill_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/delivery"
 )
 
 // A duplicate is nothing to be told before what is in front of it has taken effect: it
@@ -86,4 +89,51 @@ func TestALineIsOneForEachConsumer(t *testing.T) {
 	close(l.overs[0])
 	must(t, <-two)
 	l.order(0, 1)
+}
+
+// A message that was delivered again while the first delivery still waited has its place,
+// also when that is given back.
+func TestARedeliveryKeepsThePlaceOfTheFirstDelivery(t *testing.T) {
+	t.Parallel()
+	b := newBatched(newFixture(t), &oncemill.Inbox{})
+	l := newLine(b, 1, 2)
+	ctx, cancel := context.WithCancel(within(t))
+	l.add(ctx, 1, nil)
+	again := make(chan error, 1)
+	kept := make(chan struct{})
+	go func() {
+		turn := &delivery.Turn{Line: 1, Number: 2, Before: l.overs[0], Kept: func() { close(kept) }}
+		again <- b.c.Once(delivery.With(within(t), delivery.Info{Turn: turn}), l.name(1), l.noting(1, nil))
+	}()
+	<-kept
+	time.Sleep(100 * time.Millisecond) // nothing tells that it waits: it is at the same place
+	cancel()
+	want(t, <-b.ends[0], context.Canceled)
+	b.ends = nil
+	l.add(within(t), 0, nil)
+	must(t, errors.Join(b.run()...))
+	must(t, <-again) // though message 0 is not acknowledged
+	l.order(0, 1)
+}
+
+// Those who found no time go before those who have come later.
+func TestWhoFoundNoTimeGoesFirst(t *testing.T) {
+	t.Parallel()
+	b := newBatched(newFixture(t), &oncemill.Inbox{Batch: 2, BatchTime: time.Millisecond})
+	var mu sync.Mutex
+	var ran []string
+	names := []string{"a", "b", "c", "d"}
+	for _, name := range names {
+		b.add(within(t), name, oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+			mu.Lock()
+			ran = append(ran, name)
+			mu.Unlock()
+			time.Sleep(5 * time.Millisecond)
+			return effect(name)(ctx, tx)
+		})
+	}
+	must(t, errors.Join(b.run()...))
+	if !slices.Equal(ran, names) {
+		t.Errorf("ran %v, want %v", ran, names)
+	}
 }

@@ -170,3 +170,47 @@ func TestAPauseBehindDeferredStatements(t *testing.T) {
 		t.Errorf("%d transactions, want 1", n)
 	}
 }
+
+// What a text has prepared that failed is not left in the pool.
+func TestAFailedTextLeavesNothingPrepared(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.exec(`CREATE TABLE uniques (name text UNIQUE)`)
+	db := f.open("postgres", f.url)
+	db.SetMaxOpenConns(1)
+	b := newDeferring(f, &oncemill.Inbox{DB: db}, insertUnique)
+	f.exec(`INSERT INTO uniques VALUES ('a')`)
+	b.add(within(t), "a", oncemill.ClaimOptions{}, inserts(insertUnique, "a"))
+	b.effects("b")
+	if errs := b.run(); !oncemill.IsHandlerError(errs[0]) || errs[1] != nil {
+		t.Fatal(errs)
+	}
+	var n int
+	must(t, db.QueryRow(`SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'oncemill%'`).Scan(&n))
+	if n != 0 {
+		t.Errorf("%d statements are left", n)
+	}
+}
+
+// A handler that does not look whether it was told how many rows there were decides anew.
+func TestRowsAffectedThatNobodyChecks(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	const update = `UPDATE effects SET name = name WHERE name = $1`
+	b := newDeferring(f, &oncemill.Inbox{}, update)
+	f.exec(`INSERT INTO effects VALUES ('there')`)
+	b.add(within(t), "a", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		result, err := tx.ExecContext(ctx, update, "there")
+		if err != nil {
+			return err
+		}
+		if n, _ := result.RowsAffected(); n == 0 {
+			return effect("not there")(ctx, tx)
+		}
+		return effect("a")(ctx, tx)
+	})
+	b.effects("b")
+	must(t, errors.Join(b.run()...))
+	b.wantOneEach("a", "b")
+	b.wantEffects("not there", 0)
+}
