@@ -137,3 +137,45 @@ func TestWhoFoundNoTimeGoesFirst(t *testing.T) {
 		t.Errorf("ran %v, want %v", ran, names)
 	}
 }
+
+// A predecessor that is set aside while its successor waits for its turn in a batch, which
+// then is rolled back: the successor waits no more.
+func TestAPredecessorThatIsSetAsideInMidBatch(t *testing.T) {
+	t.Parallel()
+	b := newBatched(newFixture(t), &oncemill.Inbox{})
+	l := newLine(b, 1, 2)
+	var once sync.Once
+	l.add(within(t), 0, func(ctx context.Context, tx oncemill.Tx) error {
+		once.Do(func() { close(l.overs[0]) })
+		time.Sleep(50 * time.Millisecond) // for who waits to notice
+		return errors.New("no")
+	})
+	l.add(within(t), 1, nil)
+	errs := b.run()
+	if !oncemill.IsHandlerError(errs[0]) {
+		t.Error(errs[0])
+	}
+	must(t, errs[1])
+	b.wantOneEach(l.name(1))
+	b.wantNone(l.name(0))
+}
+
+// Nor is a duplicate told before the one in front of it is committed.
+func TestADuplicateInALineIsToldAfterTheCommit(t *testing.T) {
+	t.Parallel()
+	b := newBatched(newFixture(t), &oncemill.Inbox{})
+	l := newLine(b, 1, 2)
+	must(t, b.fixture.consumer().Once(within(t), l.name(1), effect("other")))
+	l.add(within(t), 0, nil)
+	l.add(within(t), 1, nil)
+	duplicate := b.ends[1]
+	b.add(within(t), "last", oncemill.ClaimOptions{}, func(context.Context, oncemill.Tx) error {
+		time.Sleep(50 * time.Millisecond)
+		if len(duplicate) > 0 {
+			t.Error("it was told before")
+		}
+		return nil
+	})
+	must(t, errors.Join(b.run()...))
+	l.order(0)
+}
