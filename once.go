@@ -135,6 +135,8 @@ func (in *Inbox) takeEffect(ctx context.Context, d *delivered, fn func(context.C
 		select {
 		case <-info.Turn.Before:
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			return false, d.failed(OpKey, ctx.Err())
 		}
 	}

@@ -35,7 +35,7 @@ var rules = []rule{
 		`if len(b.dropped) == 0 || broken("claims of messages that did not run are deleted") {`,
 	}}, "its claim has no effect", ""},
 
-	{"a batch with a message that failed is rolled back", []breach{{"batchrun.go",
+	{"a batch with a message that failed is rolled back", []breach{{"batchfail.go",
 		`func (b *batch) turnFailed(m *member, err error) {`,
 		`func (b *batch) turnFailed(m *member, err error) {
 	if broken("a batch with a message that failed is rolled back") {
@@ -59,7 +59,7 @@ var rules = []rule{
 		`inOrder(m.d.stored, n.d.stored)`,
 	}}, "two claims have deadlocked", "TestTheSameMessagesTwice"},
 
-	{"what a rolled back run has published is forgotten", []breach{{"batchrun.go",
+	{"what a rolled back run has published is forgotten", []breach{{"batchfail.go",
 		`func (b *batch) turnFailed(m *member, err error) {`,
 		`func (b *batch) turnFailed(m *member, err error) {
 	if broken("what a rolled back run has published is forgotten") {
