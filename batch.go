@@ -142,13 +142,14 @@ func (in *Inbox) admit(m *member) *Error {
 // await waits until a member is told the end, and runs its function in between.
 func (in *Inbox) await(m *member, before <-chan struct{}) told {
 	ended, played := m.ctx.Done(), 0
+	var failed error // of the last time that it was played
 	for {
 		select {
 		case t := <-m.tell:
 			if !t.turn {
 				return t
 			}
-			in.play(m)
+			failed = in.play(m)
 			played++
 		case <-before:
 			before = nil
@@ -165,13 +166,15 @@ func (in *Inbox) await(m *member, before <-chan struct{}) told {
 			switch {
 			case gone && turns == 0:
 				return told{err: m.d.failed(OpKey, m.ctx.Err())}
+			case gone && failed != nil: // so it is not committed
+				return told{err: m.d.handlerFailed(drainedOr(m.work, failed))}
 			case gone:
 				return told{err: m.d.failed(OpCommit, fmt.Errorf("no answer to COMMIT, the next delivery will tell its outcome: %w", context.Cause(m.work)))}
 			case turns > played: // the lane waits for it
 				if t := <-m.tell; !t.turn {
 					return t
 				}
-				in.play(m)
+				failed = in.play(m)
 				played++
 			}
 			ended = m.work.Done()
@@ -182,8 +185,8 @@ func (in *Inbox) await(m *member, before <-chan struct{}) told {
 // play calls a member's function, and answers the lane in any case. A panic is not let
 // through: the function runs again alone, where it is. With runtime.Goexit nobody waits
 // for the end any more.
-func (in *Inbox) play(m *member) {
-	err := errGone
+func (in *Inbox) play(m *member) (err error) {
+	err = errGone
 	defer func() {
 		if panicked := recover(); panicked != nil {
 			m.panicked = true
@@ -191,7 +194,7 @@ func (in *Inbox) play(m *member) {
 		}
 		m.answer <- err
 	}()
-	err = runLent(txn.With(m.work, m.handle), m.tx, m.fn)
+	return runLent(txn.With(m.work, m.handle), m.tx, m.fn)
 }
 
 // enter makes a member one of a batch.
