@@ -211,7 +211,7 @@ func (b *batch) isLate() bool {
 // turn has a member's function run, in the goroutine of its caller.
 func (b *batch) turn(m *member) error {
 	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: &share{pending: b.pending}, stmts: &b.own}
-	if b.in.watched {
+	if watchesTransactions(b.in.DB) {
 		s.watched = m.work.Done()
 	}
 	m.tx, m.handle = s, &txn.Handle{Executor: Tx{s}, Late: b.late, Enter: s.enter}

@@ -90,7 +90,7 @@ func (in *Inbox) prepareBatch(ctx context.Context) (s batchStatements, err error
 }
 
 // defers reports whether statements may be deferred in batches.
-func (in *Inbox) defers() bool { return in.Batch > 1 && in.watched }
+func (in *Inbox) defers() bool { return in.Batch > 1 && watchesTransactions(in.DB) }
 
 // turnsWait is how long a batch waits for its turn, while those of other processes have
 // theirs.

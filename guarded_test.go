@@ -318,12 +318,13 @@ func TestKeepExtendsTheLeaseAndEndsWhenItIsLost(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	c := f.consumer()
-	kept := claim(t, c, "k", oncemill.ClaimOptions{Lease: 300 * time.Millisecond})
+	kept := claim(t, c, "k", oncemill.ClaimOptions{Lease: 3 * time.Second})
 	err := kept.Keep(within(t), func(ctx context.Context) error {
-		for f.count(`SELECT count(*) FROM oncemill.events WHERE kind = 'extended'`) < 4 {
+		for f.count(`SELECT count(*) FROM oncemill.events WHERE kind = 'extended'`) < 2 {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
+			time.Sleep(10 * time.Millisecond)
 		}
 		f.exec(`UPDATE oncemill.claims SET token = nextval('oncemill.tokens')`)
 		<-ctx.Done()

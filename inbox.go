@@ -101,7 +101,6 @@ type Inbox struct {
 	flights   flights
 	groups    groups
 	lane      lane
-	watched   bool     // see watchesTransactions
 	consumers sync.Map // name → *Consumer
 }
 
@@ -192,7 +191,6 @@ func (in *Inbox) setUp() {
 	if in.Logger == nil {
 		in.Logger = slog.Default()
 	}
-	in.watched = watchesTransactions(in.DB)
 	in.sql.init(in.DB, schema.Quote(in.Schema))
 }
 

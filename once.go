@@ -255,7 +255,7 @@ func (in *Inbox) noteDead(ctx context.Context, d *delivered, c *settledClaim) {
 // runAndCommit runs fn in the transaction that holds the claim, and commits.
 func (in *Inbox) runAndCommit(work context.Context, t *transaction, xid string, d *delivered, fn func(context.Context, Tx) error) *Error {
 	s := &txState{tx: t.tx, conn: t.conn, at: time.Now(), stmts: &txStatements{all: &in.sql, tx: t.tx}}
-	if in.watched {
+	if watchesTransactions(in.DB) {
 		s.watched = work.Done()
 		defer context.AfterFunc(work, func() { t.breakOff(s) })()
 	}

@@ -152,10 +152,10 @@ func (t *transaction) commit(ctx context.Context) error {
 // goroutine, where a statement's context costs one for each statement.
 func watchesTransactions(db *sql.DB) bool {
 	t := reflect.TypeOf(db.Driver())
-	for t.Kind() == reflect.Pointer {
+	if t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	return t.PkgPath() == "github.com/lib/pq"
+	return t != nil && t.PkgPath() == "github.com/lib/pq"
 }
 
 // isSpoilt reports whether an error of the claim statement tells of a session
