@@ -132,10 +132,7 @@ func (in *Inbox) admit(m *member) *Error {
 	defer l.mu.Unlock()
 	m.leaveFlight, m.open, m.state = leave, true, queued
 	l.queue = append(l.queue, m)
-	if !l.running {
-		l.running = true
-		go in.runBatches()
-	}
+	in.startLane()
 	return nil
 }
 

@@ -180,7 +180,7 @@ func (b *batch) again(members []*member) {
 			back = append(back, m)
 		}
 	}
-	b.in.lane.again(back)
+	b.in.putBack(back)
 }
 
 // failAll tells all the same. Those who have prepared statements of their own run alone the

@@ -120,3 +120,20 @@ func TestAClaimThatDeadlocksIsTriedAgain(t *testing.T) {
 	must(t, errors.Join(b.run()...))
 	b.wantOneEach("a", "b")
 }
+
+// A COMMIT that ends in a deadlock is tried again, also when nothing else is to be done.
+func TestACommitThatDeadlocksIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.exec(`CREATE SEQUENCE tries`)
+	f.exec(`CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		IF nextval('tries') = 1 THEN PERFORM pg_sleep(0.1); RAISE EXCEPTION 'lost' USING ERRCODE = '40P01'; END IF; RETURN NULL; END $$`)
+	f.exec(`CREATE TABLE deferred (name text)`)
+	f.exec(`CREATE CONSTRAINT TRIGGER lose AFTER INSERT ON deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION lose()`)
+	b := newBatched(f, &oncemill.Inbox{})
+	ctx, cancel := context.WithTimeout(within(t), 10*time.Second)
+	defer cancel()
+	b.add(ctx, "a", oncemill.ClaimOptions{}, execs(`INSERT INTO deferred VALUES ('a')`, `INSERT INTO effects VALUES ('a')`))
+	must(t, errors.Join(b.run()...))
+	b.wantOneEach("a")
+}

@@ -207,8 +207,9 @@ func (l *lane) begin(m *member) bool {
 	return true
 }
 
-// again puts members back, to go first in the next batch.
-func (l *lane) again(members []*member) {
+// putBack puts members back, to go first in the next batch.
+func (in *Inbox) putBack(members []*member) {
+	l := &in.lane
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var first []*member
@@ -224,6 +225,17 @@ func (l *lane) again(members []*member) {
 		}
 	}
 	l.queue = append(first, l.queue...)
+	if len(first) > 0 {
+		in.startLane() // it may have stopped while the batch was committed
+	}
+}
+
+// startLane has the queue worked off. The caller holds lane.mu.
+func (in *Inbox) startLane() {
+	if !in.lane.running {
+		in.lane.running = true
+		go in.runBatches()
+	}
 }
 
 // shrink makes the next batch smaller than one of n members that failed, and grow the next
