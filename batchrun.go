@@ -32,6 +32,7 @@ type batch struct {
 	begun   time.Time // the first turn
 
 	stmts     batchStatements
+	encoding  string // of what the client sends
 	t         *transaction
 	own       txStatements
 	pending   *deferred // nil: each statement is sent at once
@@ -187,7 +188,7 @@ func (b *batch) beginAndClaim() (ok bool) {
 		return false
 	}
 	b.begun = time.Now()
-	if b.in.defers() && !b.atOnce {
+	if b.in.defers() && !b.atOnce && b.encoding == "UTF8" { // as is quoted for
 		b.pending = &deferred{tx: b.t.tx, sent: b.begun, patience: b.in.IdleTimeout / 64}
 	}
 	b.late, b.own = new(txn.Late), txStatements{all: &b.in.sql, tx: b.t.tx}

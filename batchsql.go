@@ -48,7 +48,7 @@ WITH session AS MATERIALIZED (
 	RETURNING consumer, key
 )
 SELECT won.n, CASE WHEN won.n < asked.n THEN (SELECT string_agg(nth::text, ',') FROM asked JOIN won USING (consumer, key)) END,
-	clock_timestamp(), set_config('lock_timeout', ready.lock_timeout, true)
+	clock_timestamp(), current_setting('client_encoding'), set_config('lock_timeout', ready.lock_timeout, true)
 FROM ready, (SELECT count(*) AS n FROM won) AS won, (SELECT count(*) AS n FROM asked) AS asked`
 
 // batchExistingSQL is existingSQL for several keys. LATERAL and OFFSET keep the planner from
@@ -90,7 +90,7 @@ func (in *Inbox) prepareBatch(ctx context.Context) (s batchStatements, err error
 }
 
 // defers reports whether statements may be deferred in batches.
-func (in *Inbox) defers() bool { return in.Batch > 1 && watchesTransactions(in.DB) }
+func (in *Inbox) defers() bool { return in.Batch > 1 && !in.SendAtOnce && watchesTransactions(in.DB) }
 
 // turnsWait is how long a batch waits for its turn, while those of other processes have
 // theirs.
@@ -113,7 +113,7 @@ func (b *batch) claim() error {
 	var now time.Time
 	err := b.t.tx.StmtContext(b.ctx, b.stmts.claim).QueryRowContext(b.ctx,
 		milliseconds(turnsWait), milliseconds(b.in.IdleTimeout), strconv.FormatBool(b.in.lane.takesTurns()), b.turnIDs(sorted),
-		milliseconds(b.in.LockWait), consumers, keys, outcomes.String(), fingerprints.String()).Scan(&n, &which, &now, &lockTimeout)
+		milliseconds(b.in.LockWait), consumers, keys, outcomes.String(), fingerprints.String()).Scan(&n, &which, &now, &b.encoding, &lockTimeout)
 	if err != nil {
 		return err
 	}

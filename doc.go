@@ -130,7 +130,7 @@
 //     is handled again with each statement sent at once, and the handler gets its
 //     error. One that asks for RowsAffected runs again once, and has its statement sent at once from
 //     then on. This is for queries with arguments that are run often, and makes a batch
-//     cost a few round trips instead of one for each message.
+//     cost a few round trips instead of one for each message; Inbox.SendAtOnce turns it off.
 //   - now() is the begin of the batch.
 //   - What lasts until the end of a transaction would reach the next handlers. SET, set_config,
 //     savepoints, cursors, CREATE, and what cannot be looked at beforehand, such as Tx.Raw, are therefore
@@ -138,6 +138,8 @@
 //     consumer from then on, which is logged once. This cannot be seen of a setting that is
 //     made inside of a function of the database: if yours sets the tenant of a row security
 //     policy in that way, leave batches off, or the next message runs as that tenant.
+//   - Postgres sends equal NOTIFYs of one transaction once. What is published goes to the outbox
+//     at the end, behind what a handler writes there by outbox.InTx.
 //   - Advisory locks that a handler takes until the end of the transaction are held until
 //     the end of the batch.
 //

@@ -54,6 +54,10 @@ type Inbox struct {
 	// second.
 	BatchTime time.Duration
 
+	// SendAtOnce has each statement of a batch sent when its handler runs it, and not
+	// together with what others write.
+	SendAtOnce bool
+
 	// LockWait is how long a delivery waits for another delivery of the same key
 	// to end before it gives up with ErrInFlight. 0 means 2 seconds.
 	LockWait time.Duration

@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill/internal/txn"
+	"github.com/oncemill/oncemill/schema"
 )
 
 // A Publisher is a message.Publisher that writes messages to the outbox table
@@ -100,7 +101,7 @@ var errTwoTx = errors.New("it belongs to another transaction than the call's fir
 // everything else that the transaction holds. Where the transaction has several
 // members, all of their rows are written at its end.
 func (p *Publisher) join(ctx context.Context, tx *txn.Handle, rows []encodedRow) error {
-	later, err := tx.AtEnd("outbox "+p.Schema, func() txn.Writer { return &rowWriter{schema: p.Schema} }, func(w txn.Writer) {
+	later, err := tx.AtEnd("outbox "+schema.Quote(p.Schema), func() txn.Writer { return &rowWriter{schema: p.Schema} }, func(w txn.Writer) {
 		w.(*rowWriter).add(rows)
 	})
 	if !later {

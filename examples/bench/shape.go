@@ -37,7 +37,7 @@ WITH session AS MATERIALIZED (
 	RETURNING consumer, key
 )
 SELECT won.n, CASE WHEN won.n < asked.n THEN (SELECT string_agg(nth::text, ',') FROM asked JOIN won USING (consumer, key)) END,
-	clock_timestamp(), set_config('lock_timeout', ready.lock_timeout, true)
+	clock_timestamp(), current_setting('client_encoding'), set_config('lock_timeout', ready.lock_timeout, true)
 FROM ready, (SELECT count(*) AS n FROM won) AS won, (SELECT count(*) AS n FROM asked) AS asked`
 
 	groupOutboxSQL = `.outbox (topic, uuid, metadata, ordering_key, payload)
@@ -90,10 +90,10 @@ func claimAll(tx *sql.Tx, claim *sql.Stmt, b batch) error {
 	n := len(b.keys)
 	sorted := slices.Sorted(slices.Values(b.keys))
 	var won int
-	var which, now, lockTimeout sql.NullString
+	var which, now, encoding, lockTimeout sql.NullString
 	err := tx.Stmt(claim).QueryRow("30000", "60000", "false", "{1}", "2000",
 		textArray(slices.Repeat([]string{consumer}, n)), textArray(sorted), textArray(slices.Repeat([]string{"settled"}, n)), nulls(n)).
-		Scan(&won, &which, &now, &lockTimeout)
+		Scan(&won, &which, &now, &encoding, &lockTimeout)
 	if err == nil && won != n {
 		err = fmt.Errorf("%d of %d keys were claimed", won, n)
 	}
