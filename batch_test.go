@@ -605,6 +605,48 @@ func TestBatchesThatDeadlockTakeTurns(t *testing.T) {
 	}
 }
 
+// Where another transaction has a row for long, a batch does not give up its message.
+func TestABatchWaitsForARow(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	b := newBatched(f, &oncemill.Inbox{})
+	update := func(ctx context.Context, tx oncemill.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE hot SET n = n + 1 WHERE id = $1`, 1)
+		return err
+	}
+	f.exec(`CREATE TABLE hot (id int PRIMARY KEY, n int NOT NULL); INSERT INTO hot VALUES (1, 0)`)
+	must(t, closeAndWait(b))
+	for i := range 4 { // until it is deferred
+		must(t, b.c.Once(within(t), fmt.Sprint("gate ", i), update))
+	}
+	b.shut()
+	tx, err := f.db.Begin()
+	must(t, err)
+	defer tx.Rollback()
+	_, err = tx.Exec(`UPDATE hot SET n = 0`)
+	must(t, err)
+	b.effects("a")
+	var runs atomic.Int64
+	b.add(within(t), "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		runs.Add(1)
+		return update(ctx, tx)
+	})
+	b.effects("c")
+	close(b.open)
+	must(t, <-b.gate)
+	for runs.Load() < 2 { // it was rolled back once
+		time.Sleep(time.Millisecond)
+	}
+	must(t, tx.Commit())
+	for _, end := range b.ends {
+		must(t, <-end)
+	}
+	if n := f.count(`SELECT n FROM hot`); n != 1 {
+		t.Errorf("%d updates, want 1", n)
+	}
+	b.wantOneEach("a", "c")
+}
+
 // Failures make batches smaller, and successes larger again.
 func TestTheSizeOfBatchesAdapts(t *testing.T) {
 	t.Parallel()

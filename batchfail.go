@@ -51,7 +51,7 @@ func (b *batch) flushFailed(rollback error) {
 	err := drainedOr(b.ctx, b.pending.err)
 	state := sqlState(err)
 	switch {
-	case state == "40P01":
+	case state == "40P01", state == "55P03" && b.hasty:
 		b.in.lane.takeTurns()
 	case !b.pending.gaveUp && (state == "" || unavailableState(state) || rollback != nil):
 		b.failAll(OpHandler, fmt.Errorf("%w: %w", ErrUnavailable, err))

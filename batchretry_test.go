@@ -104,6 +104,8 @@ func TestAClaimThatDeadlocksIsTriedAgain(t *testing.T) {
 	tx, err := f.db.Begin()
 	must(t, err)
 	defer tx.Rollback()
+	_, err = tx.Exec(`SET LOCAL deadlock_timeout = '10min'`) // it is the batch that finds out
+	must(t, err)
 	const claim = `INSERT INTO oncemill.claims (consumer, key) VALUES ('test', $1)`
 	_, err = tx.Exec(claim, "b")
 	must(t, err)
@@ -111,7 +113,7 @@ func TestAClaimThatDeadlocksIsTriedAgain(t *testing.T) {
 		for f.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 0 {
 			time.Sleep(10 * time.Millisecond)
 		}
-		_, err := tx.Exec(claim, "a") // Postgres ends the one that has waited for longer
+		_, err := tx.Exec(claim, "a")
 		if err != nil {
 			t.Error(err)
 		}

@@ -33,6 +33,7 @@ type batch struct {
 
 	stmts     batchStatements
 	encoding  string // of what the client sends
+	hasty     bool   // what is deferred waits for rows only briefly
 	t         *transaction
 	own       txStatements
 	pending   *deferred // nil: each statement is sent at once
@@ -189,7 +190,7 @@ func (b *batch) beginAndClaim() (ok bool) {
 	}
 	b.begun = time.Now()
 	if b.in.defers() && !b.atOnce && b.encoding == "UTF8" { // as is quoted for
-		b.pending = &deferred{tx: b.t.tx, sent: b.begun, patience: b.in.IdleTimeout / 64}
+		b.pending = &deferred{tx: b.t.tx, sent: b.begun, patience: b.in.IdleTimeout / 64, hasty: b.hasty}
 	}
 	b.late, b.own = new(txn.Late), txStatements{all: &b.in.sql, tx: b.t.tx}
 	return true

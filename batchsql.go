@@ -111,13 +111,15 @@ func (b *batch) claim() error {
 	var n int
 	var which, lockTimeout sql.NullString
 	var now time.Time
+	turns := b.in.lane.takesTurns()
 	err := b.t.tx.StmtContext(b.ctx, b.stmts.claim).QueryRowContext(b.ctx,
-		milliseconds(turnsWait), milliseconds(b.in.IdleTimeout), strconv.FormatBool(b.in.lane.takesTurns()), b.turnIDs(sorted),
+		milliseconds(turnsWait), milliseconds(b.in.IdleTimeout), strconv.FormatBool(turns), b.turnIDs(sorted),
 		milliseconds(b.in.LockWait), consumers, keys, outcomes.String(), fingerprints.String()).Scan(&n, &which, &now, &b.encoding, &lockTimeout)
 	if err != nil {
 		return err
 	}
 	won := sorted
+	b.hasty = !turns && lockTimeout.String == "0"
 	if n < len(sorted) {
 		if won, err = b.sortOut(sorted, which.String); err != nil {
 			return err

@@ -34,9 +34,15 @@ type deferred struct {
 	sent     time.Time     // when Postgres last heard of the transaction
 	patience time.Duration // for how long it may hear nothing, though handlers write
 
+	// It waits for a row for hastyWait at most. Two batches that update many rows will most
+	// likely get into a deadlock if one has to wait, which Postgres finds after a second.
+	hasty bool
+
 	err    error // of what it has sent
 	gaveUp bool  // because the context ended of the statement that had it sent
 }
+
+const hastyWait = 100 * time.Millisecond
 
 // mostDeferred is how much is pending at most.
 const mostDeferred, mostDeferredBytes = 1000, 1 << 20
@@ -96,7 +102,13 @@ func (d *deferred) flush(ctx context.Context) error {
 	for _, query := range d.order {
 		text.WriteString("PREPARE " + d.queries[query] + " AS " + query + "\n;\n")
 	}
+	if d.hasty {
+		text.WriteString("SET LOCAL lock_timeout = " + milliseconds(hastyWait) + ";\n")
+	}
 	text.Write(d.text)
+	if d.hasty {
+		text.WriteString("SET LOCAL lock_timeout = 0;\n") // as it was
+	}
 	for _, query := range d.order {
 		text.WriteString("DEALLOCATE " + d.queries[query] + ";\n")
 	}
