@@ -114,7 +114,8 @@
 //	COMMIT's answer is lost        the same; the redeliveries find out
 //	a handler hangs                after IdleTimeout it fails with ErrIdle, the others run again
 //	two processes' batches         one of them is rolled back and runs again; from then on they
-//	get into a deadlock            take turns, for 10 seconds at first, by an advisory lock
+//	get into a deadlock, or one    take turns, for 10 seconds at first, by an advisory lock
+//	waits for a row for 100 ms
 //	messages in order (see         they run in order, in one batch; what is behind one that
 //	consumers/kafka)               failed waits for its redelivery, without running or failing
 //
