@@ -108,6 +108,7 @@ func TestCloseDrains(t *testing.T) {
 			messages, err := s.Subscribe(subscribed, b.topic("a"))
 			must(t, err)
 			handled := receive(t, messages)
+			until(t, "all are on their way", func() bool { return b.consumer(durable("g", b.topic("a"))).NumAckPending == 10 })
 
 			closed := make(chan error, 1)
 			if how == "Close" {
