@@ -38,6 +38,7 @@ func newBatched(f *fixture, in *oncemill.Inbox) *batched {
 		must(f.t, b.c.Once(within(f.t), fmt.Sprint("gate warm ", i), effect("warm")))
 	}
 	f.exec(`DELETE FROM effects`)
+	oncemill.Grow(in)
 	b.shut()
 	return b
 }

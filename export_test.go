@@ -33,3 +33,10 @@ func PurgeWaits(rate, rounds int) (waits []time.Duration) {
 	}
 	return waits
 }
+
+// Grow has the next batch be as large as it may be.
+func Grow(in *Inbox) {
+	in.lane.mu.Lock()
+	defer in.lane.mu.Unlock()
+	in.lane.size = in.Batch
+}

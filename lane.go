@@ -12,7 +12,7 @@ type lane struct {
 	queue   []*member         // may run, in this order
 	lines   map[place]*member // held
 	running bool
-	size    int // of the next batch; 0: Inbox.Batch
+	size    int // of the next batch, up to Inbox.Batch; 0: firstBatch
 
 	last chan struct{} // closed when the last batch has ended
 
@@ -22,6 +22,10 @@ type lane struct {
 	turns     time.Time     // until then batches of several processes take turns
 	turnsTime time.Duration // for how long the last time
 }
+
+// firstBatch is how large the first batch is: what handlers write is not deferred yet, and
+// if that of several processes overlaps, Postgres finds the deadlock after a second.
+const firstBatch = 8
 
 // place is one in a line of messages.
 type place struct {
@@ -119,10 +123,10 @@ func (in *Inbox) nextBatch() *batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := &batch{in: in, start: time.Now()}
-	size := in.Batch
-	if l.size > 0 {
-		size = min(size, l.size)
+	if l.size == 0 {
+		l.size = firstBatch
 	}
+	size := min(in.Batch, l.size)
 	for len(l.queue) > 0 && len(b.members) < size {
 		m := l.queue[0]
 		l.queue[0] = nil
@@ -250,7 +254,7 @@ func (l *lane) shrink(n int) {
 func (l *lane) grow(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.size > 0 && n >= l.size {
+	if n >= l.size {
 		l.size += l.size/4 + 1
 	}
 }
