@@ -58,6 +58,6 @@ func (w *worker) makeRouter(ctx context.Context, s setting) (err error) {
 		w.router.AddMiddleware(wm.Recoverer)
 		return nil
 	}
-	stack := consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: w.db}}}
+	stack := consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: w.db, Batch: 32}}}
 	return stack.Apply(ctx, w.router)
 }
