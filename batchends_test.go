@@ -283,3 +283,14 @@ func TestBatchesOnOneConnection(t *testing.T) {
 		}
 	})
 }
+
+// An Observer that panics does not end the process, nor the lane.
+func TestAnObserverThatPanics(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	c := (&oncemill.Inbox{DB: f.db, Batch: 10, Observer: &oncemill.Observer{Batch: func(int, int, time.Duration) { panic("no") }}}).Consumer("test")
+	for i := range 3 {
+		must(t, c.Once(within(t), fmt.Sprint(i), effect("a")))
+	}
+	f.wantEffects("a", 3)
+}

@@ -72,7 +72,7 @@ func (b *batch) run() {
 	}()
 }
 
-// catch is for a driver that panics: callers wait in other goroutines.
+// catch is for a driver, or an Observer, that panics: callers wait in other goroutines.
 func (b *batch) catch() {
 	if panicked := recover(); panicked != nil {
 		b.in.Logger.Error(fmt.Sprintf("oncemill: a batch panicked: %v", panicked), "stack", string(debug.Stack()))
@@ -81,12 +81,13 @@ func (b *batch) catch() {
 }
 
 func (b *batch) end() {
+	defer close(b.ended)
+	defer b.cancel(nil)
+	defer b.catch()
 	b.awaitLast()
 	if b.in.Observer.Batch != nil {
 		b.in.Observer.Batch(b.committed, b.size, time.Since(b.start))
 	}
-	b.cancel(nil)
-	close(b.ended)
 }
 
 // awaitLast waits until the batch before this one has ended.

@@ -99,7 +99,7 @@ func TestATimeoutBehindDeferredStatements(t *testing.T) {
 					ctx, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
 					defer cancel()
 				}
-				_, err := tx.ExecContext(ctx, `DELETE FROM effects`)
+				_, err := tx.ExecContext(ctx, `DELETE FROM effects WHERE false`)
 				return err
 			})
 			b.effects("c")
