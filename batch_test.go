@@ -215,7 +215,7 @@ func TestAFailedMemberRunsAloneAndTheOthersTogether(t *testing.T) {
 		"timeout": func(ctx context.Context, tx oncemill.Tx) error {
 			ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 			defer cancel()
-			_, err := tx.ExecContext(ctx, `SELECT pg_sleep(60)`)
+			_, err := tx.ExecContext(ctx, `SELECT pg_sleep(5)`) // should the request to cancel it come too early
 			return err
 		},
 		"deferred constraint": func(ctx context.Context, tx oncemill.Tx) error {

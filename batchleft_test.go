@@ -183,7 +183,6 @@ func TestSettingsOfOneMemberAreNotTheNexts(t *testing.T) {
 	t.Parallel()
 	for name, set := range map[string]string{
 		"SET LOCAL":  `SET LOCAL app.tenant = 'a'`,
-		"SET":        `set app.tenant to 'a'`,
 		"set_config": `SELECT set_config('app.tenant', 'a', true)`,
 		"in a CTE":   `WITH x AS (SELECT pg_catalog.SET_CONFIG('app.tenant', 'a', true)) SELECT * FROM x`,
 		"several":    `SELECT 1; SET LOCAL app.tenant = 'a'`,
