@@ -15,8 +15,10 @@ import (
 //
 //	begin, claim    all keys in one statement; duplicates are told so at once
 //	turns           each member's function, one after another
+//	flush           what these have written, in one text, where that was deferred
 //	unclaim         the claims of members whose turn did not come
-//	late, commit    the outbox rows of all in one statement; then they are told
+//	late            the outbox rows of all in one statement
+//	commit          then they are told; the next batch has begun meanwhile
 //
 // A claim is committed only if its member's function has returned nil. Where something
 // fails, all is rolled back, and those who have nothing to do with it go first in the next
@@ -35,6 +37,7 @@ type batch struct {
 	encoding  string // of what the client sends
 	hasty     bool   // what is deferred waits for rows only briefly
 	t         *transaction
+	watched   bool // see watchesTransactions
 	own       txStatements
 	pending   *deferred // nil: each statement is sent at once
 	late      *txn.Late
@@ -51,7 +54,8 @@ type batch struct {
 var errGone = errors.New("handler did not return")
 
 // run works until the batch has ended, or is about to commit: the next one begins while it
-// does. Those two cannot get into a deadlock, since a batch that commits waits for nobody.
+// does. Those two get into a deadlock only where deferred constraints wait for rows in the
+// COMMIT; like any other, Postgres finds it.
 func (b *batch) run() {
 	committing := false
 	defer func() {
@@ -189,7 +193,7 @@ func (b *batch) beginAndClaim() (ok bool) {
 		b.claimFailed(err)
 		return false
 	}
-	b.begun = time.Now()
+	b.begun, b.watched = time.Now(), watchesTransactions(b.in.DB)
 	if b.in.defers() && !b.atOnce && b.encoding == "UTF8" { // as is quoted for
 		b.pending = &deferred{tx: b.t.tx, sent: b.begun, patience: b.in.IdleTimeout / 64, hasty: b.hasty}
 	}
@@ -214,7 +218,7 @@ func (b *batch) isLate() bool {
 // turn has a member's function run, in the goroutine of its caller.
 func (b *batch) turn(m *member) error {
 	s := &txState{tx: b.t.tx, conn: b.t.conn, at: time.Now(), shared: &share{pending: b.pending}, stmts: &b.own}
-	if watchesTransactions(b.in.DB) {
+	if b.watched {
 		s.watched = m.work.Done()
 	}
 	m.tx, m.handle = s, &txn.Handle{Executor: Tx{s}, Late: b.late, Enter: s.enter}

@@ -77,16 +77,9 @@ WHERE consumer = ANY ($1::text::text[]) AND purged_before BETWEEN '0001-01-01Z' 
 type batchStatements struct{ claim, existing, unclaim, purged *sql.Stmt }
 
 func (in *Inbox) prepareBatch(ctx context.Context) (s batchStatements, err error) {
-	in.sql.prepareWanted(ctx, in.defers())
-	for _, p := range []struct {
-		stmt  **sql.Stmt
-		query string
-	}{{&s.claim, batchClaimSQL}, {&s.existing, batchExistingSQL}, {&s.unclaim, unclaimSQL}, {&s.purged, purgedSQL}} {
-		if *p.stmt, err = in.sql.prepare(ctx, p.query); err != nil {
-			return s, err
-		}
-	}
-	return s, nil
+	err = in.prepareAll(ctx, preparing{&s.claim, batchClaimSQL}, preparing{&s.existing, batchExistingSQL},
+		preparing{&s.unclaim, unclaimSQL}, preparing{&s.purged, purgedSQL})
+	return s, err
 }
 
 // defers reports whether statements may be deferred in batches.

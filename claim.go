@@ -78,16 +78,26 @@ const watermarkSQL = `SELECT $2::timestamptz < purged_before FROM {schema}.water
 type claimStatements struct{ claim, existing, watermark *sql.Stmt }
 
 func (in *Inbox) prepareClaim(ctx context.Context) (s claimStatements, err error) {
+	err = in.prepareAll(ctx, preparing{&s.claim, claimSQL}, preparing{&s.existing, existingSQL}, preparing{&s.watermark, watermarkSQL})
+	return s, err
+}
+
+// preparing is a query, and where it goes when it is prepared.
+type preparing struct {
+	stmt  **sql.Stmt
+	query string
+}
+
+// prepareAll prepares what a transaction will run, and what handlers have run often. No
+// connection may be held yet: see statements.prepare.
+func (in *Inbox) prepareAll(ctx context.Context, all ...preparing) (err error) {
 	in.sql.prepareWanted(ctx, in.defers())
-	for _, p := range []struct {
-		stmt  **sql.Stmt
-		query string
-	}{{&s.claim, claimSQL}, {&s.existing, existingSQL}, {&s.watermark, watermarkSQL}} {
+	for _, p := range all {
 		if *p.stmt, err = in.sql.prepare(ctx, p.query); err != nil {
-			return s, err
+			return err
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // claim claims the key of d in tx, or finds who has. It returns ErrInFlight,

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// A lane is the queue of members, and who works it off: one batch at a time.
+// A lane is the queue of members, and who works it off: one batch at a time, but for the
+// one before, which may still be committing.
 type lane struct {
 	mu      sync.Mutex
 	queue   []*member         // may run, in this order
@@ -17,7 +18,7 @@ type lane struct {
 	last chan struct{} // closed when the last batch has ended
 
 	failed map[flight]bool // keys that run alone, since they failed in a batch
-	single map[string]bool // consumers whose messages run alone, since they use Raw
+	single map[string]bool // consumers whose messages run alone; see share
 
 	turns     time.Time     // until then batches of several processes take turns
 	turnsTime time.Duration // for how long the last time
@@ -296,8 +297,8 @@ func (l *lane) neverAgain(consumer string) bool {
 }
 
 // takeTurns has the batches of all processes take turns for a while, since they have got
-// into a deadlock. The while is doubled each time that it turns out to have been too
-// short: finding a deadlock takes Postgres a second.
+// into a deadlock, or would. The while is doubled each time that it turns out to have been
+// too short: finding a deadlock takes Postgres a second.
 func (l *lane) takeTurns() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
