@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -282,6 +283,43 @@ func TestBatchesOnOneConnection(t *testing.T) {
 			}
 		}
 	})
+}
+
+// endsBehind is a context that has ended when a statement is over that began in it.
+type endsBehind struct {
+	context.Context
+	asked atomic.Int64
+}
+
+func (e *endsBehind) Err() error {
+	if e.asked.Add(1) > 1 {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// A statement may succeed in the moment in which its context ends, and the driver breaks
+// the connection. That is its handler's doing, and the others do not feel it.
+func TestAStatementThatSucceedsTooLate(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	b := newBatched(f, &oncemill.Inbox{})
+	var runs atomic.Int64
+	b.effects("a")
+	b.add(within(t), "b", oncemill.ClaimOptions{}, func(ctx context.Context, tx oncemill.Tx) error {
+		if runs.Add(1) > 1 {
+			return effect("b")(ctx, tx)
+		}
+		var pid int
+		must(t, tx.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&pid))
+		_, err := tx.ExecContext(&endsBehind{Context: context.Background()}, `INSERT INTO effects VALUES ('b')`)
+		must(t, err)
+		f.exec(`SELECT pg_terminate_backend($1, 10000)`, pid) // as the driver would
+		return nil
+	})
+	b.effects("c")
+	must(t, errors.Join(b.run()...))
+	b.wantOneEach("a", "b", "c")
 }
 
 // An Observer that panics does not end the process, nor the lane.

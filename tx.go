@@ -41,10 +41,10 @@ type txState struct {
 
 	// What the last statement tells of why the transaction failed, if it did.
 	at      time.Time       // when it ended
-	gaveUp  bool            // it failed when its own context had ended
+	gaveUp  bool            // its own context had ended by then
 	open    context.Context // of a query whose rows may still be open; nil: none
 	trouble error           // why it failed, if that was not the handler's doing
-	failed  bool            // it failed
+	failed  bool            // it failed, or may have broken the connection
 }
 
 // ExecContext runs a statement that returns no rows. In a batch it may return before that:
@@ -280,11 +280,11 @@ func (s *txState) use(ctx context.Context, query string, statement func() error)
 	}
 	err := statement()
 	s.at, s.trouble, s.open = time.Now(), nil, nil
-	s.failed = err != nil
-	s.gaveUp = err != nil && ctx.Err() != nil
 	// A statement whose own context has ended breaks the connection too, in the
-	// drivers' hands; that is the handler's doing.
-	if err != nil && ctx.Err() == nil && (isUnavailable(err) || IsSerialization(err)) {
+	// drivers' hands, also if it has succeeded in that moment; that is the handler's doing.
+	s.gaveUp = ctx.Err() != nil
+	s.failed = err != nil || s.gaveUp
+	if err != nil && !s.gaveUp && (isUnavailable(err) || IsSerialization(err)) {
 		s.trouble = markUnavailable(err)
 	}
 	return err
