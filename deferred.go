@@ -29,7 +29,8 @@ type deferred struct {
 	tx       *sql.Tx
 	text     []byte
 	queries  map[string]string // the names they are prepared under
-	order    []string          // of the queries
+	prepare  []byte            // the text that prepares them
+	order    []string          // of the names
 	n        int
 	sent     time.Time     // when Postgres last heard of the transaction
 	patience time.Duration // for how long it may hear nothing, though handlers write
@@ -49,6 +50,7 @@ const mostDeferred, mostDeferredBytes = 1000, 1 << 20
 
 // writable is what deferred needs to know of a prepared query.
 type writable struct {
+	types string      // of the parameters, in parentheses
 	bytea []bool      // for each parameter, whether it is one
 	never atomic.Bool // its result matters to a handler
 }
@@ -79,7 +81,9 @@ func (d *deferred) add(query string, w *writable, args []any, s *share) sql.Resu
 			d.queries = make(map[string]string)
 		}
 		d.queries[query] = name
-		d.order = append(d.order, query)
+		d.order = append(d.order, name)
+		// With their types: if those of the table are others by now, that must not pass.
+		d.prepare = append(d.prepare, "PREPARE "+name+" "+w.types+" AS "+query+"\n;\n"...)
 	}
 	return &deferredResult{w, s}
 }
@@ -99,9 +103,7 @@ func (d *deferred) flush(ctx context.Context) error {
 		return nil
 	}
 	var text strings.Builder
-	for _, query := range d.order {
-		text.WriteString("PREPARE " + d.queries[query] + " AS " + query + "\n;\n")
-	}
+	text.Write(d.prepare)
 	if d.hasty {
 		text.WriteString("SET LOCAL lock_timeout = " + milliseconds(hastyWait) + ";\n")
 	}
@@ -109,10 +111,10 @@ func (d *deferred) flush(ctx context.Context) error {
 	if d.hasty {
 		text.WriteString("SET LOCAL lock_timeout = 0;\n") // as it was
 	}
-	for _, query := range d.order {
-		text.WriteString("DEALLOCATE " + d.queries[query] + ";\n")
+	for _, name := range d.order {
+		text.WriteString("DEALLOCATE " + name + ";\n")
 	}
-	d.text, d.order, d.queries, d.n = d.text[:0], nil, nil, 0
+	d.text, d.prepare, d.order, d.queries, d.n = d.text[:0], nil, nil, nil, 0
 	_, err := d.tx.ExecContext(ctx, text.String())
 	d.sent = time.Now()
 	if err != nil && d.err == nil {
@@ -176,13 +178,14 @@ func describe(ctx context.Context, db *sql.DB, query string) *writable {
 	if _, err := tx.ExecContext(ctx, "PREPARE "+name+" AS "+query); err != nil {
 		return nil
 	}
-	var types string
-	err = tx.QueryRowContext(ctx, `SELECT array_to_string(parameter_types::oid[], ',') FROM pg_prepared_statements WHERE name = '`+name+`'`).Scan(&types)
-	if _, other := tx.ExecContext(ctx, "DEALLOCATE "+name); err != nil || other != nil {
+	var types, oids string
+	err = tx.QueryRowContext(ctx, `SELECT array_to_string(parameter_types::text[], ', '), array_to_string(parameter_types::oid[], ',')
+		FROM pg_prepared_statements WHERE name = '`+name+`'`).Scan(&types, &oids)
+	if _, other := tx.ExecContext(ctx, "DEALLOCATE "+name); err != nil || other != nil || types == "" {
 		return nil
 	}
-	w := new(writable)
-	for oid := range strings.SplitSeq(types, ",") {
+	w := &writable{types: "(" + types + ")"}
+	for oid := range strings.SplitSeq(oids, ",") {
 		w.bytea = append(w.bytea, oid == "17")
 	}
 	return w

@@ -156,7 +156,7 @@ func (t *txStatements) get(ctx context.Context, query string) *sql.Stmt {
 // had not been prepared, it says so.
 func (t *txStatements) failed(query string, err error) error {
 	switch sqlState(err) {
-	case "0A000", "26000": // another type of result, a statement that is gone
+	case "0A000", "26000", "42804", "42883": // another type of result, a statement that is gone, other types of arguments
 		delete(t.own, query)
 		t.all.forget(query)
 		return fmt.Errorf("%w: %w", errStale, err)

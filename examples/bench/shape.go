@@ -70,7 +70,7 @@ func loopShape(ctx context.Context, s setting) error {
 // executeAll is the text by which the handlers' effects are sent: see deferred.go.
 func executeAll(b batch) string {
 	var text strings.Builder
-	text.WriteString("PREPARE effect AS " + insertSQL + "\n;\n")
+	text.WriteString("PREPARE effect (text, text) AS " + insertSQL + "\n;\n")
 	for i, key := range b.keys {
 		text.WriteString("EXECUTE effect(" + quoted(key) + "," + quoted(b.payloads[i]) + ");\n")
 	}
