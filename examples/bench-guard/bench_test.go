@@ -3,11 +3,9 @@ package main_test
 import (
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	main "github.com/oncemill/oncemill/examples/bench-guard"
 )
@@ -73,26 +71,5 @@ func TestSafeAgentsRowsAreCounted(t *testing.T) {
 		if (err == nil) != test.ok {
 			t.Errorf("%+v: got error %v", test, err)
 		}
-	}
-}
-
-func TestMedianAndP99(t *testing.T) {
-	t.Parallel()
-	if m := main.Median([]float64{3, 1, 2}); m != 2 {
-		t.Errorf("got the median %v", m)
-	}
-	if m := main.Median([]float64{4, 1, 2, 3}); m != 2.5 {
-		t.Errorf("got the median %v", m)
-	}
-	times := make([]time.Duration, 200)
-	for i := range times {
-		times[i] = time.Duration(i + 1)
-	}
-	slices.Reverse(times)
-	if p := main.P99(times); p != 198 {
-		t.Errorf("got the p99 %v of 1 to 200", p)
-	}
-	if p := main.P99([]time.Duration{7}); p != 7 {
-		t.Errorf("got the p99 %v of 7", p)
 	}
 }

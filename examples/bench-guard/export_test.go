@@ -1,9 +1,6 @@
 package main
 
-import (
-	"context"
-	"time"
-)
+import "context"
 
 // A Caller is a wire.
 type Caller struct{ w *wire }
@@ -27,12 +24,6 @@ func (c Caller) Close() { c.w.close() }
 func CheckSafeAgent(ctx context.Context, addr, audit string, pairs int) error {
 	return checkSafeAgent(ctx, addr, audit, "turn", pairs)
 }
-
-// Median is median.
-func Median(values []float64) float64 { return median(values) }
-
-// P99 is p99.
-func P99(times []time.Duration) time.Duration { return p99(times) }
 
 // LimitSQL is what the limit runs.
 const LimitSQL = limitSQL

@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/oncemill/oncemill/examples/internal/stats"
 )
 
 // options are the flags.
@@ -103,7 +105,7 @@ func bench(ctx context.Context, o options) (err error) {
 	for n := range o.repeats {
 		for i, c := range all {
 			r := &results[i]
-			t, err := turn(ctx, c, o, fmt.Sprintf("half-%d-%d", n, i), openLoop(o.duration, median(r.rates)/2))
+			t, err := turn(ctx, c, o, fmt.Sprintf("half-%d-%d", n, i), openLoop(o.duration, stats.Median(r.rates)/2))
 			if err != nil {
 				return err
 			}

@@ -3,10 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/oncemill/oncemill/examples/internal/stats"
 )
 
 // A result is what was measured of a contender.
@@ -25,29 +26,14 @@ func report(out io.Writer, results []result) {
 		for i, rate := range r.rates {
 			rates[i] = fmt.Sprintf("%.0f", rate)
 		}
-		m := median(r.rates)
-		fmt.Fprintf(table, "%s\t%s\t%.0f\t%.0f\t%s\t%s\n", r.name, strings.Join(rates, "  "), m, m/2, ms(p99(r.claims)), ms(p99(r.settles)))
+		m := stats.Median(r.rates)
+		fmt.Fprintf(table, "%s\t%s\t%.0f\t%.0f\t%s\t%s\n", r.name, strings.Join(rates, "  "), m, m/2, ms(stats.Percentile99(r.claims)), ms(stats.Percentile99(r.settles)))
 	}
 	table.Flush()
 	fmt.Fprintln(out)
 	for _, other := range results[1:] {
-		fmt.Fprintf(out, "ratio %s/%s %.2f\n", results[0].name, other.name, median(results[0].rates)/median(other.rates))
+		fmt.Fprintf(out, "ratio %s/%s %.2f\n", results[0].name, other.name, stats.Median(results[0].rates)/stats.Median(other.rates))
 	}
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", d.Seconds()*1000) }
-
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	return (sorted[(n-1)/2] + sorted[n/2]) / 2
-}
-
-// p99 is the least time within which 99 of 100 were done.
-func p99(times []time.Duration) time.Duration {
-	if len(times) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(times))
-	return sorted[(len(sorted)*99+99)/100-1]
-}

@@ -60,11 +60,16 @@ func once(n, claimsBefore int) []count {
 		count{"effects with their row in the outbox", answersSQL, n})
 }
 
-func checkOnce(ctx context.Context, s *stage, t *turn) error {
-	if err := t.db.verify(ctx, once(t.messages, t.claims)...); err != nil {
+// handled wants what handlers have left, and that their messages were acknowledged.
+func (s *stage) handled(ctx context.Context, t *turn, left ...count) error {
+	if err := t.db.verify(ctx, left...); err != nil {
 		return err
 	}
 	return s.wantAcked(ctx, t)
+}
+
+func checkOnce(ctx context.Context, s *stage, t *turn) error {
+	return s.handled(ctx, t, once(t.messages, t.claims)...)
 }
 
 func checkPurged(ctx context.Context, s *stage, t *turn) error {
@@ -75,17 +80,11 @@ func checkPurged(ctx context.Context, s *stage, t *turn) error {
 }
 
 func checkPlain(ctx context.Context, s *stage, t *turn) error {
-	if err := t.db.verify(ctx, effects(t.messages)...); err != nil {
-		return err
-	}
-	return s.wantAcked(ctx, t)
+	return s.handled(ctx, t, effects(t.messages)...)
 }
 
 func checkHot(ctx context.Context, s *stage, t *turn) error {
-	if err := t.db.verify(ctx, count{"effects", hotSQL, t.messages}); err != nil {
-		return err
-	}
-	return s.wantAcked(ctx, t)
+	return s.handled(ctx, t, count{"effects", hotSQL, t.messages})
 }
 
 // hotOnce are the counts where the effects cannot be told apart.
@@ -99,10 +98,7 @@ func hotOnce(n, claimsBefore int) []count {
 }
 
 func checkOnceHot(ctx context.Context, s *stage, t *turn) error {
-	if err := t.db.verify(ctx, hotOnce(t.messages, t.claims)...); err != nil {
-		return err
-	}
-	return s.wantAcked(ctx, t)
+	return s.handled(ctx, t, hotOnce(t.messages, t.claims)...)
 }
 
 func checkRelayed(ctx context.Context, s *stage, t *turn) error {

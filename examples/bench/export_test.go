@@ -43,10 +43,6 @@ func (o options) Wanted() (names []string) {
 // Parse is parse.
 func Parse(args ...string) (Options, error) { return parse(args, io.Discard) }
 
-// Median and Percentile99 are median and percentile99.
-func Median(values []float64) float64                  { return median(values) }
-func Percentile99(times []time.Duration) time.Duration { return percentile99(times) }
-
 // TextArray is textArray.
 func TextArray(elements []string) string { return textArray(elements) }
 

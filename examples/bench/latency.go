@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
+	"github.com/oncemill/oncemill/examples/internal/stats"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -86,7 +86,7 @@ func (s *stage) latency(ctx context.Context, t *turn, send sender) (p99 float64,
 	if err := checkStream(ctx, s, t); err != nil {
 		return 0, err
 	}
-	return percentile99(p.times(first)).Seconds() * 1000, s.removeStreams(ctx, t)
+	return stats.Percentile99(p.times(first)).Seconds() * 1000, s.removeStreams(ctx, t)
 }
 
 func manyKeys(n int) (all []string) {
@@ -200,13 +200,4 @@ func (p *passage) times(but string) (all []time.Duration) {
 		}
 	}
 	return all
-}
-
-// percentile99 is the least time within which 99 of 100 were done.
-func percentile99(times []time.Duration) time.Duration {
-	if len(times) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(times))
-	return sorted[(len(sorted)*99+99)/100-1]
 }

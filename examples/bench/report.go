@@ -8,6 +8,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/oncemill/oncemill/examples/internal/stats"
 )
 
 // A result is what was measured of a contender.
@@ -23,7 +25,7 @@ func (r result) value() float64 {
 	for _, s := range r.samples {
 		values = append(values, s.value)
 	}
-	return median(values)
+	return stats.Median(values)
 }
 
 // again is how many deliveries failed and came again, in all turns.
@@ -40,7 +42,7 @@ func (r result) processors(of func(usage) time.Duration) float64 {
 	for _, s := range r.samples {
 		values = append(values, of(s.usage).Seconds()*1e6/float64(max(s.number, 1)))
 	}
-	return median(values)
+	return stats.Median(values)
 }
 
 // A setup is what everybody was measured on.
@@ -113,16 +115,6 @@ func resultOf(name string, results []result) *result {
 		return nil
 	}
 	return &results[i]
-}
-
-// median is that of some values, 0 if there are none.
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	if n == 0 {
-		return 0
-	}
-	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
 func machine() string {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/oncemill/oncemill/examples/internal/crew"
 	"github.com/oncemill/oncemill/examples/internal/screen"
+	"github.com/oncemill/oncemill/examples/internal/stats"
 	"github.com/oncemill/oncemill/examples/internal/streams"
 	"github.com/oncemill/oncemill/testcontainers/postgres"
 )
@@ -138,6 +139,6 @@ func (s *stage) measureFlush(ctx context.Context) error {
 		}
 		times = append(times, time.Since(begun).Seconds()*1000)
 	}
-	s.flush = fmt.Sprintf("%.2f ms", median(times))
+	s.flush = fmt.Sprintf("%.2f ms", stats.Median(times))
 	return ctx.Err()
 }
