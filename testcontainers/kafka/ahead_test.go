@@ -35,6 +35,18 @@ func (b *bench) keep(msg *message.Message) *message.Message {
 	return msg
 }
 
+// acks receives the messages from one to another, in their order, and acknowledges them.
+func (b *bench) acks(messages <-chan *message.Message, from, to int) {
+	b.t.Helper()
+	for i := from; i < to; i++ {
+		msg := b.keep(receive(b.t, messages))
+		if number(b.t, msg) != i {
+			b.t.Fatalf("got %s, want %d", msg.Payload, i)
+		}
+		msg.Ack()
+	}
+}
+
 func (b *bench) turn(msg *message.Message) *delivery.Turn {
 	b.t.Helper()
 	info, _ := delivery.From(msg.Context())
@@ -241,13 +253,7 @@ func TestWhatFollowsANackedMessageWaitsForIt(t *testing.T) {
 	for _, i := range []int{2, 3, 4, 6, 7, 8, 9} {
 		out[i].Ack()
 	}
-	for i := 10; i < 12; i++ {
-		msg := receive(t, messages)
-		if number(t, msg) != i {
-			t.Errorf("got %s, want %d", msg.Payload, i)
-		}
-		b.keep(msg).Ack()
-	}
+	b.acks(messages, 10, 12)
 	b.awaitCommitted("g", 12)
 }
 

@@ -50,13 +50,7 @@ func TestCloseGivesBackWhatIsAhead(t *testing.T) {
 	heir := b.subscriber("g")
 	heir.Ahead = 16
 	got := b.subscribe(heir)
-	for i := 3; i < 40; i++ {
-		msg := b.keep(receive(t, got))
-		if number(t, msg) != i {
-			t.Fatalf("got %s, want %d", msg.Payload, i)
-		}
-		msg.Ack()
-	}
+	b.acks(got, 3, 40)
 	b.awaitCommitted("g", 40)
 }
 
@@ -176,13 +170,7 @@ func TestAPauseWithMessagesAhead(t *testing.T) {
 	}
 	nothing(t, messages, 200*time.Millisecond)
 	back.Store(true)
-	for i := 1; i < 30; i++ {
-		msg := b.keep(receive(t, messages))
-		if number(t, msg) != i {
-			t.Fatalf("got %s, want %d", msg.Payload, i)
-		}
-		msg.Ack()
-	}
+	b.acks(messages, 1, 30)
 	b.awaitCommitted("g", 30)
 }
 

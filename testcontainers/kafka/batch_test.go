@@ -23,23 +23,11 @@ func TestBatchesKeepTheOrderOfEveryPartition(t *testing.T) {
 	s.order(12_000)
 	seed := uint64(time.Now().UnixNano())
 	t.Log("seed", seed)
-	var workers []*actor.Process
-	hire := func() {
-		r := s.batching(fmt.Sprint("worker ", len(workers)))
-		r.Mishaps, r.Seed = 200, seed+uint64(len(workers))
-		workers = append(workers, start(t, r))
-	}
-	hire()
-	hire()
-	for turn := range 6 {
-		s.awaitEffects(1500 * (turn + 1))
-		if leaves := workers[turn]; turn%3 == 2 {
-			leaves.Kill()
-		} else {
-			leaves.Stop()
-		}
-		hire()
-	}
+	workers := s.comeAndGo(1500, func(n int) role {
+		r := s.batching(fmt.Sprint("worker ", n))
+		r.Mishaps, r.Seed = 200, seed+uint64(n)
+		return r
+	})
 	s.billed(workers[len(workers)-2:]...)
 	s.ordered()
 	s.inTurn()

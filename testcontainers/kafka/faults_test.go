@@ -22,14 +22,20 @@ func TestKafkaMembersComeAndGoUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 6)
 	s.order(20_000)
-	var workers []*actor.Process
-	hire := func() {
-		workers = append(workers, start(t, s.worker(fmt.Sprint("worker ", len(workers)))))
-	}
+	workers := s.comeAndGo(2500, func(n int) role { return s.worker(fmt.Sprint("worker ", n)) })
+	s.billed(workers[len(workers)-2:]...)
+	s.ordered()
+}
+
+// comeAndGo has two workers at a time. Each time that so many orders more are handled, one
+// of them is stopped, or killed, and another one starts.
+func (s *site) comeAndGo(each int, worker func(n int) role) (workers []*actor.Process) {
+	s.t.Helper()
+	hire := func() { workers = append(workers, start(s.t, worker(len(workers)))) }
 	hire()
 	hire()
 	for turn := range 6 {
-		s.awaitEffects(2500 * (turn + 1))
+		s.awaitEffects(each * (turn + 1))
 		if leaves := workers[turn]; turn%3 == 2 {
 			leaves.Kill()
 		} else {
@@ -37,8 +43,7 @@ func TestKafkaMembersComeAndGoUnderLoad(t *testing.T) {
 		}
 		hire()
 	}
-	s.billed(workers[len(workers)-2:]...)
-	s.ordered()
+	return workers
 }
 
 // README: the process dies before the commit; nothing has happened, the
