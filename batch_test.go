@@ -161,6 +161,17 @@ func TestASingleMessageDoesNotWaitForABatch(t *testing.T) {
 	f.wantEffects("a", 3)
 }
 
+// Whoever routes messages by the rows that they change can have several lanes.
+func TestAnotherInboxIsAnotherLane(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	b := newBatched(f, &oncemill.Inbox{}) // its lane is busy
+	other := (&oncemill.Inbox{DB: f.db, Batch: 100}).Consumer("other")
+	must(t, other.Once(within(t), "k", effect("a")))
+	f.wantEffects("a", 1)
+	must(t, closeAndWait(b))
+}
+
 func TestDuplicatesInAndAcrossBatches(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

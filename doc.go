@@ -119,6 +119,11 @@
 //	messages in order (see         they run in order, in one batch; what is behind one that
 //	consumers/kafka)               failed waits for its redelivery, without running or failing
 //
+// One batch of an Inbox is under way at a time, and the one before may still be
+// committing: several, whose handlers change the same rows, would deadlock all the time.
+// Where messages are routed so that theirs do not, by topic or by partition, more than one
+// Inbox in a process is more than one at a time.
+//
 // What changes for handlers:
 //
 //   - One may run more than once for a delivery, because another one has failed. What
