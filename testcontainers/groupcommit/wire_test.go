@@ -204,7 +204,7 @@ func (c *wire) kinds(sent []byte) (found []kind) {
 }
 
 // preparesEffect finds under which name a text prepares the statement that writes effects.
-var preparesEffect = regexp.MustCompile(`PREPARE (\S+) AS INSERT INTO effects`)
+var preparesEffect = regexp.MustCompile(`PREPARE (\S+) .*AS INSERT INTO effects`)
 
 // executed counts a transaction's effects, to know how large they become.
 func (c *wire) executed(k kind, text string) kind {
