@@ -24,12 +24,12 @@ const Default = "oncemill"
 // Version is the schema version that this build needs. A build also runs on the
 // version of the release before it, so that binaries and schema can be upgraded
 // one after the other.
-const Version = 5
+const Version = 6
 
-// Oldest is the oldest schema version that this build runs on. No version was
-// released yet, so nothing needs to run on an older one. Version 5 only changes how
-// often Postgres vacuums.
-const Oldest = 4
+// Oldest is the oldest schema version that this build runs on. On version 5 no message
+// can be scheduled and none is kept once it is published, and rows with an ordering key
+// are found more slowly.
+const Oldest = 5
 
 // FS holds the migration files, named NNNN_name.sql.
 //
