@@ -18,7 +18,6 @@ type batch struct {
 	end      context.CancelFunc
 	begun    time.Time
 	due      time.Time // when the Sink's time is over
-	from     int64     // the floor of the fetch
 	again    bool      // whether a round should follow at once
 	verdicts *verdicts // of the Sink
 }
@@ -29,11 +28,12 @@ type batch struct {
 func (l *loop) take(ctx context.Context, bytes int) (b *batch, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	l.source.pipelined(l.pace.full > 0)
 	// After a restart of the database all idle connections of the pool are dead.
 	for tries := l.DB.Stats().Idle; ; tries-- {
 		conn, err := l.DB.Conn(ctx)
 		if err != nil {
-			l.scan.floor = bottom
+			l.source.reset()
 			return nil, false, fmt.Errorf("database: connect: %w", err)
 		}
 		b := &batch{conn: conn, begun: time.Now()}
@@ -43,9 +43,10 @@ func (l *loop) take(ctx context.Context, bytes int) (b *batch, more bool, err er
 		}
 		b.close(err)
 		if err == nil {
+			l.pace.full = 0
 			return nil, b.again, nil
 		}
-		l.scan.floor = bottom
+		l.source.reset()
 		if tries <= 0 || !errors.Is(err, errDead) {
 			return nil, false, err
 		}
@@ -66,14 +67,15 @@ func (l *loop) fill(b *batch, bytes int) error {
 		return fmt.Errorf("database: begin: %w", err)
 	}
 	begun := time.Now()
-	b.from = l.scan.start(begun)
-	if b.fetched, err = l.fetch(b.ctx, b.tx, b.from, bytes); err != nil {
+	if b.fetched, err = l.fetch(b.ctx, b.tx, bytes); err != nil {
 		return fmt.Errorf("database: fetch rows: %w", err)
 	}
 	now := time.Now()
 	b.due = now.Add(l.publishTimeout())
 	l.pace.learn(b.fetched)
-	b.again = l.scan.advance(b.fetched, b.from, begun, now)
+	if b.again, err = l.source.advance(b.ctx, b.tx, b.fetched, begun, now); err != nil {
+		return fmt.Errorf("database: look for rows to come: %w", err)
+	}
 	return nil
 }
 
@@ -107,7 +109,7 @@ func (l *loop) settle(b *batch) error {
 	}
 	b.close(err)
 	if err != nil {
-		l.scan.floor = bottom
+		l.source.reset()
 		return err
 	}
 	l.tell(b.fetched, b.verdicts, time.Since(b.begun))
@@ -117,7 +119,7 @@ func (l *loop) settle(b *batch) error {
 // giveBack leaves a batch's rows to whoever fetches them next.
 func (l *loop) giveBack(b *batch) {
 	b.close(nil)
-	l.scan.floor = min(l.scan.floor, b.from)
+	l.source.putBack(b.first)
 }
 
 // close ends a batch's transaction, if it has not ended, and returns its

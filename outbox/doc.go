@@ -18,17 +18,28 @@
 // consumer that handles the message inside oncemill's Once drops the rest, so
 // that its effects happen exactly once.
 //
-// Order is not guaranteed. A relay takes rows in the order in which they were
-// inserted, but transactions commit in another, several relays work side by side
-// and a deferred row is overtaken by those behind it.
+// # Order
 //
-// Rows with the same ordering key go to the same partition of a Kafka topic; see
-// [OrderingKeyMetadata]. A single relay publishes them in the order of their ids
-// as long as none of them fails; where it has to publish rows again because the
-// database or the broker went away, it begins with the first of them. Ids follow commits where the transactions that
-// write rows with one key wait for one another, as those do that first lock the
-// same order or account. Several relays, or a row that is deferred, may still
-// change the order.
+// Rows with the same ordering key, [OrderingKeyMetadata], are published one after another
+// in the order of their ids, by whichever of any number of relays: a row is handed to the
+// Sink once the one before it is acknowledged. While one is deferred or parked, those
+// behind it wait, and no others. Ids follow commits where the transactions that write rows
+// with one key follow one another, as those do that first lock the same order or account.
+// A transaction that commits late delays what its keys' later rows wait for, and nothing
+// else.
+//
+// Each key belongs to one of 64 partitions, and a relay takes rows of a partition while it
+// holds its lock: an advisory lock of the transaction, so a relay that dies has none. Of a
+// key that has many rows waiting a relay publishes one in each round trip to the broker.
+//
+// Rows without an ordering key have no order. Relays take them in the order in which they
+// were inserted, but transactions commit in another, several relays work side by side and
+// a deferred row is overtaken by those behind it.
+//
+// On a schema of version 5 rows with ordering keys are treated as the others are: a single
+// relay keeps their order as long as none of them fails. A relay finds out within seconds
+// that the schema has been migrated. The order holds once no relay of an older version
+// runs.
 //
 // # What happens when something fails
 //
@@ -48,6 +59,7 @@
 //	another error for a message      the row is deferred, 1 second at first, up to 1 minute;
 //	                                 the others pass
 //	metadata cannot be read          the row is parked with the error; the others pass
+//	a row is deferred or parked      those behind it with its ordering key wait
 //
 // A parked row stays in the table until somebody deals with it. To try it again:
 //

@@ -33,41 +33,66 @@ func (f *fetched) read() int { return len(f.rows) + len(f.broken) }
 // the relay.
 const createdAt = `CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN created_at ELSE now() END`
 
-// due are the first n rows of a table from an id on that are due and that no other
-// relay holds.
-const due = `
-			FROM %s
-			WHERE id >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
-			ORDER BY id
-			LIMIT %d
-			FOR UPDATE SKIP LOCKED`
+// A source is where the rows of a loop come from.
+type source interface {
+	// rows returns the part of a query, from FROM on, that finds the first n rows that
+	// are due and that no other relay takes, in the order of their ids. "" means that
+	// there are none.
+	rows(ctx context.Context, tx *sql.Tx, n int) (from string, err error)
 
-// fetch locks the first rows from an id on that are due, and reads as many of them
-// as fit into a number of bytes, at least one. It tries with rows that are all
-// small, as they usually are: to add up sizes takes Postgres longer than all else.
-func (l *loop) fetch(ctx context.Context, tx *sql.Tx, from int64, bytes int) (*fetched, error) {
+	// advance learns what was found. more means that another fetch should follow at once.
+	advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error)
+
+	// reset forgets all that is known of the table.
+	reset()
+
+	// putBack learns that rows from an id on were left as they are, and pass that this is
+	// so for all of a batch, so that others may be better.
+	putBack(first int64)
+	pass(last int64)
+
+	// pipelined tells whether a batch is fetched while another one is under way.
+	pipelined(yes bool)
+
+	// pause returns when to look again, if before the poll interval.
+	pause(poll time.Duration) time.Duration
+
+	// inOrder reports whether rows that have an ordering key in common follow each other.
+	inOrder() bool
+}
+
+// fetch reads as many of the first rows that are due as fit into a number of bytes, at
+// least one. It tries with rows that are all small, as they usually are: to add up sizes
+// takes Postgres longer than all else.
+func (l *loop) fetch(ctx context.Context, tx *sql.Tx, bytes int) (*fetched, error) {
+	n := l.pace.size
 	if !l.pace.wide() {
-		n := l.pace.rows(bytes)
+		n = l.pace.rows(bytes)
+	}
+	from, err := l.source.rows(ctx, tx, n)
+	if err != nil || from == "" {
+		return &fetched{}, err
+	}
+	if !l.pace.wide() {
 		f, err := l.fetchSmall(ctx, tx, from, n, bytes/n/3)
 		if err != nil || !f.tooLarge {
 			return f, err
 		}
 	}
-	return l.fetchAny(ctx, tx, from, l.pace.size, bytes)
+	return l.fetchAny(ctx, tx, from, n, bytes)
 }
 
 // fetchSmall reads rows of which no part is larger than so many bytes. The numbers
 // are written into the statement because an argument costs a round trip.
-func (l *loop) fetchSmall(ctx context.Context, tx *sql.Tx, from int64, n, most int) (*fetched, error) {
+func (l *loop) fetchSmall(ctx context.Context, tx *sql.Tx, from string, n, most int) (*fetched, error) {
 	query := fmt.Sprintf(`
 			SELECT id, dedup_id::text, topic, uuid,
 			       CASE WHEN pg_column_size(metadata) <= %[1]d THEN metadata::text ELSE '{}' END,
 			       CASE WHEN octet_length(ordering_key) <= %[1]d THEN ordering_key END,
 			       CASE WHEN octet_length(payload) <= %[1]d THEN payload END,
 			       `+createdAt+`, attempts,
-			       (greatest(pg_column_size(metadata), octet_length(ordering_key), octet_length(payload)) > %[1]d)::integer`, most) +
-		fmt.Sprintf(due, l.table(), from, n)
-	f := fetched{last: from}
+			       (greatest(pg_column_size(metadata), octet_length(ordering_key), octet_length(payload)) > %[1]d)::integer`, most) + from
+	var f fetched
 	tooLarge, err := f.collect(ctx, tx, query, min(n, l.pace.last))
 	f.tooLarge, f.locked = tooLarge > 0, f.read()
 	f.more = f.locked == n
@@ -75,10 +100,10 @@ func (l *loop) fetchSmall(ctx context.Context, tx *sql.Tx, from int64, n, most i
 }
 
 // fetchAny reads rows of any size.
-func (l *loop) fetchAny(ctx context.Context, tx *sql.Tx, from int64, n, bytes int) (*fetched, error) {
+func (l *loop) fetchAny(ctx context.Context, tx *sql.Tx, from string, n, bytes int) (*fetched, error) {
 	query := fmt.Sprintf(`
 		WITH due AS MATERIALIZED (
-			SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts`+due+`
+			SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts%s
 		), sized AS (
 			SELECT due.*, count(*) OVER () AS locked,
 			       coalesce(octet_length(payload), 0) + coalesce(octet_length(ordering_key), 0) + pg_column_size(metadata) AS size
@@ -90,8 +115,8 @@ func (l *loop) fetchAny(ctx context.Context, tx *sql.Tx, from int64, n, bytes in
 		SELECT id, dedup_id::text, topic, uuid, metadata::text, ordering_key, payload, `+createdAt+`, attempts, locked
 		FROM summed
 		WHERE before < %d
-		ORDER BY id`, l.table(), from, n, bytes)
-	f := fetched{last: from}
+		ORDER BY id`, from, bytes)
+	var f fetched
 	locked, err := f.collect(ctx, tx, query, 0)
 	f.locked = locked
 	f.more = locked == n || f.read() < locked

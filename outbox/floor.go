@@ -1,8 +1,13 @@
 package outbox
 
 import (
+	"context"
+	"database/sql"
+	"fmt"
 	"math"
 	"time"
+
+	"github.com/oncemill/oncemill/schema"
 )
 
 const (
@@ -26,7 +31,11 @@ const (
 // published, each search has to step over them, and a long transaction anywhere
 // keeps vacuum from it; so it begins the later, the longer the last one took.
 type scan struct {
+	schema string
+	keyed  bool // rows with an ordering key come from here as well
+
 	floor int64         // the least id that is looked at between searches
+	from  int64         // where the last fetch has begun
 	last  time.Time     // when the last search ended
 	walk  time.Duration // how long it took to find nothing
 	busy  bool          // the last fetch left rows behind
@@ -42,28 +51,52 @@ func (s *scan) due() time.Time {
 	return s.last.Add(pause)
 }
 
-// start returns the least id that a fetch looks at.
-func (s *scan) start(now time.Time) int64 {
-	if now.Before(s.due()) {
-		return s.floor
+func (s *scan) rows(_ context.Context, _ *sql.Tx, n int) (from string, err error) {
+	if s.from = bottom; time.Now().Before(s.due()) {
+		s.from = s.floor
 	}
-	return bottom
+	which := "ordering_key IS NULL AND "
+	if s.keyed {
+		which = ""
+	}
+	return fmt.Sprintf(`
+			FROM %s.outbox
+			WHERE %sid >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
+			ORDER BY id
+			LIMIT %d
+			FOR UPDATE SKIP LOCKED`, schema.Quote(s.schema), which, s.from, n), nil
 }
 
-// advance moves the floor behind the rows of a fetch. more means that another
-// fetch should follow at once.
-func (s *scan) advance(f *fetched, from int64, begun, ended time.Time) (more bool) {
-	if from == bottom {
+// advance moves the floor behind the rows of a fetch.
+func (s *scan) advance(_ context.Context, _ *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error) {
+	if s.from == bottom {
 		s.last = ended
 		s.walk = max(0, ended.Sub(begun)-time.Duration(f.read())*rowTime)
 	}
 	s.busy = f.more
-	s.owed = from != bottom && !f.more
+	s.owed = s.from != bottom && !f.more
 	switch {
 	case f.more:
 		s.floor = f.last + 1
 	case f.read() > 0:
 		s.floor = max(s.floor, f.last+1)
 	}
-	return f.more || s.owed && !ended.Before(s.due())
+	return f.more || s.owed && !ended.Before(s.due()), nil
 }
+
+func (s *scan) reset() { s.floor = bottom }
+
+func (s *scan) putBack(first int64) { s.floor = min(s.floor, first) }
+
+func (s *scan) pass(last int64) { s.floor = last + 1 }
+
+func (s *scan) pipelined(bool) {}
+
+func (s *scan) pause(poll time.Duration) time.Duration {
+	if s.owed {
+		return min(poll, time.Until(s.due()))
+	}
+	return poll
+}
+
+func (s *scan) inOrder() bool { return false }

@@ -2,9 +2,11 @@ package outbox_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -72,11 +74,13 @@ func testOrderingKeys(t *testing.T, db *sql.DB, address string) {
 	}
 	sink := newRecorder(nil)
 	relay := start(t, &outbox.Relay{DB: db, Sink: sink, ListenURL: address})
+	rows := byID(t, sink, 4*3*len(values))
 	for _, topic := range []string{"alone", "Once", "InTx", "Publisher.InTx"} {
 		for i, key := range values {
 			next := values[(i+1)%len(values)]
 			for _, want := range [][2][]byte{{key, next}, {nil, nil}, {key, key}} {
-				row := sink.next(t)
+				row := rows[0]
+				rows = rows[1:]
 				_, found := row.Metadata[outbox.OrderingKeyMetadata]
 				if row.Topic != topic || !sameBytes(row.OrderingKey, want[0]) || !sameBytes(row.Payload, want[1]) || found {
 					t.Errorf("%s: row is %+v, want key and payload %q", topic, row, want)
@@ -87,6 +91,17 @@ func testOrderingKeys(t *testing.T, db *sql.DB, address string) {
 	if sum := relay.settled(t, 4*3*len(values)); sum.Deferred+sum.Parked != 0 {
 		t.Errorf("batches are %+v", sum)
 	}
+}
+
+// byID waits for so many rows, and returns them in the order of their ids.
+func byID(t *testing.T, sink *recorder, n int) []outbox.Row {
+	t.Helper()
+	rows := make([]outbox.Row, n)
+	for i := range rows {
+		rows[i] = sink.next(t)
+	}
+	slices.SortFunc(rows, func(a, b outbox.Row) int { return cmp.Compare(a.ID, b.ID) })
+	return rows
 }
 
 func TestOrderingKeysAndTombstonesFromSQL(t *testing.T) {
@@ -102,7 +117,8 @@ func TestOrderingKeysAndTombstonesFromSQL(t *testing.T) {
 	exec(t, db, `INSERT INTO oncemill.outbox (topic) VALUES ('bare')`)
 	sink := newRecorder(nil)
 	start(t, &outbox.Relay{DB: db, Sink: sink})
-	for _, want := range []outbox.Row{
+	rows := byID(t, sink, 7)
+	for i, want := range []outbox.Row{
 		{Topic: "literal", OrderingKey: []byte("order-7"), Payload: []byte(`{"state": "paid"}`)},
 		{Topic: "bytes", OrderingKey: []byte("\x00\xff")},
 		{Topic: "empty", OrderingKey: []byte{}, Payload: []byte{}},
@@ -111,7 +127,7 @@ func TestOrderingKeysAndTombstonesFromSQL(t *testing.T) {
 		{Topic: "both", OrderingKey: []byte("c"), Payload: []byte("p")},
 		{Topic: "bare", Payload: []byte{}},
 	} {
-		row := sink.next(t)
+		row := rows[i]
 		_, found := row.Metadata[outbox.OrderingKeyMetadata]
 		if row.Topic != want.Topic || !sameBytes(row.OrderingKey, want.OrderingKey) || !sameBytes(row.Payload, want.Payload) || found {
 			t.Errorf("%s: row is %+v", want.Topic, row)

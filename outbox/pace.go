@@ -13,6 +13,9 @@ const (
 	batchTime = 250 * time.Millisecond
 )
 
+// batchTime is how long the Sink should take for a batch.
+func (r *Relay) batchTime() time.Duration { return min(batchTime, r.publishTimeout()/8) }
+
 // A pace says how many rows the next batch takes. It doubles while full batches
 // go out fast, and halves where they do not.
 type pace struct {

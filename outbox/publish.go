@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -13,34 +14,40 @@ func (l *loop) publish(b *batch) (took time.Duration) {
 	ctx, cancel := context.WithDeadline(l.publishing, b.due)
 	defer cancel()
 	begun := time.Now()
-	b.verdicts = l.ask(ctx, b.fetched)
+	if l.source.inOrder() {
+		b.verdicts = l.publishInOrder(ctx, b.fetched)
+	} else {
+		b.verdicts = &verdicts{failed: b.broken}
+		l.ask(ctx, b.verdicts, b.rows)
+	}
 	b.rows = nil
+	slices.Sort(b.verdicts.published)
 	return time.Since(begun)
 }
 
-// ask returns what becomes of the rows.
-func (l *loop) ask(ctx context.Context, f *fetched) *verdicts {
-	v := &verdicts{failed: f.broken}
-	if len(f.rows) == 0 {
-		return v
+// ask adds to the verdicts what becomes of the rows, and tells which are published.
+func (l *loop) ask(ctx context.Context, v *verdicts, rows []Row) (passed []bool) {
+	passed = make([]bool, len(rows))
+	if len(rows) == 0 {
+		return passed
 	}
-	answers := l.Sink.PublishBatch(ctx, f.rows)
-	if len(answers) != len(f.rows) {
-		v.untouched = len(f.rows)
-		v.unavailable = fmt.Errorf("%w: Sink %T returned %d errors for %d rows, want one for each", ErrUnavailable, l.Sink, len(answers), len(f.rows))
-		return v
+	answers := l.Sink.PublishBatch(ctx, rows)
+	if len(answers) != len(rows) {
+		v.untouched += len(rows)
+		v.unavailable = fmt.Errorf("%w: Sink %T returned %d errors for %d rows, want one for each", ErrUnavailable, l.Sink, len(answers), len(rows))
+		return passed
 	}
 	for i, err := range answers {
-		if err == nil {
-			v.published = append(v.published, f.rows[i].ID)
+		if passed[i] = err == nil; passed[i] {
+			v.published = append(v.published, rows[i].ID)
 		}
 	}
 	for i, err := range answers {
 		if err != nil {
-			l.judge(v, f.rows[i], err)
+			l.judge(v, rows[i], err)
 		}
 	}
-	return v
+	return passed
 }
 
 // judge decides what becomes of a row that was not published. The deadline may

@@ -14,9 +14,13 @@ import (
 	"github.com/oncemill/oncemill/schema"
 )
 
-// batchBytes is about how many bytes of payloads, ordering keys and metadata a
-// relay holds in memory at a time, in all of its batches. A single row may be larger.
-const batchBytes = 16 << 20
+// batchBytes and orderedBytes are about how many bytes of payloads, ordering keys and
+// metadata a relay holds in memory at a time, in all of its batches without ordering keys
+// and in those with. A single row may be larger.
+const (
+	batchBytes   = 16 << 20
+	orderedBytes = 8 << 20
+)
 
 const (
 	// minAway and maxAway bound the pause between rounds while the database or
@@ -37,15 +41,15 @@ const (
 // of them, and a second time only if a relay dies, or loses the database, between
 // the broker's acknowledgement and its own commit.
 //
-// A Relay with much to do has two transactions open: while one batch is published, on
-// a second connection the one before it is deleted and then the next one fetched.
-// Batches are published one after another and deleted in that order, so that rows
-// with the same ordering key do not overtake each other.
+// Rows with ordering keys and rows without are worked on side by side. With much to do
+// each has two transactions open: while one batch is published, on a second connection the
+// one before it is deleted and then the next one fetched.
 //
 // Set the fields, then call Run. Do not copy a Relay after first use.
 type Relay struct {
 	// DB is the database with the outbox table. Required. A running Relay takes
-	// one connection, and a second one while there is much to do, if the pool has one.
+	// two connections, and four while there is much to do, if the pool has them. One is
+	// enough.
 	DB *sql.DB
 
 	// Sink is where rows go. Required.
@@ -64,7 +68,8 @@ type Relay struct {
 	// begins with at most 500 and doubles that while batches are full and the Sink
 	// takes less than 125 milliseconds for them; it halves it where the Sink takes
 	// more than 250 (or an eighth of PublishTimeout) or is unavailable. All batches
-	// under way together hold no more than about 16 MiB. 0 means 2,000.
+	// under way together hold no more than about 24 MiB, a third of it rows with
+	// ordering keys. 0 means 2,000.
 	Batch int
 
 	// PollInterval is how long the Relay waits before it looks for rows when
@@ -102,18 +107,17 @@ type Relay struct {
 	Logger *slog.Logger
 
 	wakeOnce sync.Once
-	wake     chan struct{}
+	wakeUps  [2]chan struct{} // of the loops
 
-	mu      sync.Mutex
-	outcome error // of the last round; see Ready
-	rounds  int
+	observing sync.Mutex
+	health    health
 }
 
 // An Observer has functions that a Relay calls, for metrics and traces. Each may
 // be nil. They should be quick.
 type Observer struct {
 	// Batch is called for every batch that was not empty, after its transaction
-	// has committed: one after another, in the order of the batches.
+	// has committed: one after another.
 	Batch func(BatchResult)
 }
 
@@ -123,6 +127,7 @@ type BatchResult struct {
 	Deferred    int // failed, to be tried again later
 	Parked      int // refused, or failed too often
 	Unavailable int // left as they were, because the broker was unavailable
+	Waiting     int // left as they were, behind another row with their ordering key
 
 	// Oldest is when the oldest of the rows was written.
 	Oldest time.Time
@@ -142,41 +147,27 @@ var (
 // Ready returns nil if the Relay's last round of work went well, an empty one
 // too, and otherwise an error that says what is away. It is meant for readiness
 // probes.
-func (r *Relay) Ready() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.rounds == 0 {
-		return errNoRound
-	}
-	return r.outcome
-}
-
-func (r *Relay) lastOutcome() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.outcome
-}
-
-// setOutcome records how a round ended.
-func (r *Relay) setOutcome(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.outcome = err
-	r.rounds++
-}
+func (r *Relay) Ready() error { return r.health.ready() }
 
 // Wake makes Run look for rows at once instead of waiting for the next poll. It
 // never blocks, and may be called before Run.
 func (r *Relay) Wake() {
-	select {
-	case r.woken() <- struct{}{}:
-	default: // a wake-up is already waiting
+	for i := range r.wakeUps {
+		select {
+		case r.wakes(i) <- struct{}{}:
+		default: // a wake-up is already waiting
+		}
 	}
 }
 
-func (r *Relay) woken() chan struct{} {
-	r.wakeOnce.Do(func() { r.wake = make(chan struct{}, 1) })
-	return r.wake
+// wakes returns what wakes a loop up.
+func (r *Relay) wakes(loop int) chan struct{} {
+	r.wakeOnce.Do(func() {
+		for i := range r.wakeUps {
+			r.wakeUps[i] = make(chan struct{}, 1)
+		}
+	})
+	return r.wakeUps[loop]
 }
 
 // Check returns nil if the Relay can start: its fields make sense, the database

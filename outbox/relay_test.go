@@ -382,23 +382,44 @@ func TestLateCommitIsNotPassedBy(t *testing.T) {
 // bounded.
 func TestBatchIsBoundedByBytes(t *testing.T) {
 	t.Parallel()
-	db := testenv.DB(t)
-	for i, megabytes := range []int{7, 7, 7, 40, 1, 1} {
-		msg := message.NewMessage("", bytes.Repeat([]byte{'x'}, megabytes<<20))
-		if i%2 == 1 {
-			msg.Metadata.Set(outbox.OrderingKeyMetadata, string(msg.Payload))
-			msg.Payload = nil
-		}
-		if err := (&outbox.Publisher{DB: db}).Publish("t", msg); err != nil {
-			t.Fatal(err)
-		}
-	}
-	sink := newRecorder(nil)
-	relay := start(t, &outbox.Relay{DB: db, Sink: sink, PollInterval: time.Hour})
-	relay.settled(t, 6)
-	// A batch takes rows as long as what it has is below 16 MiB.
-	if got := fmt.Sprint(sink.batches); got != "[3 1 2]" {
-		t.Errorf("batches are %s", got)
+	for _, test := range []struct {
+		name      string
+		key       func(i, bytes int) []byte
+		megabytes []int
+		bound     int // MiB
+	}{
+		{"payloads", func(i, bytes int) []byte { return nil }, []int{7, 7, 7, 40, 1, 1}, 16},
+		{"ordered", func(i, bytes int) []byte { return fmt.Append(nil, i) }, []int{5, 5, 20, 1, 1}, 8},
+		{"keys", func(i, n int) []byte { return append(bytes.Repeat([]byte{'k'}, n), byte(i)) }, []int{5, 5, 20, 1, 1}, 8},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			db := testenv.DB(t)
+			for i, n := range test.megabytes {
+				key := test.key(i, n<<20)
+				msg := keyed(t.Context(), key, nil)
+				if len(key) < n<<20 {
+					msg.Payload = bytes.Repeat([]byte{'x'}, n<<20)
+				}
+				if err := (&outbox.Publisher{DB: db}).Publish("t", msg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sink := newRecorder(nil)
+			relay := start(t, &outbox.Relay{DB: db, Sink: sink, PollInterval: time.Hour})
+			relay.settled(t, len(test.megabytes))
+			// A batch takes rows as long as what it has is below the bound.
+			for rows := sink.published(); len(sink.batches) > 0; sink.batches = sink.batches[1:] {
+				n := sink.batches[0]
+				without := 0 // the last one
+				for _, row := range rows[:n-1] {
+					without += len(row.Payload) + len(row.OrderingKey)
+				}
+				if rows = rows[n:]; without >= test.bound<<20 {
+					t.Errorf("a batch of %d rows has %d bytes without its last one", n, without)
+				}
+			}
+		})
 	}
 }
 

@@ -24,7 +24,7 @@ const (
 func (l *loop) round(ctx context.Context) (more bool, err error) {
 	b := l.ahead
 	if b == nil {
-		if b, more, err = l.take(ctx, batchBytes); b == nil {
+		if b, more, err = l.take(ctx, l.bytes); b == nil {
 			return more, err
 		}
 	}
@@ -34,7 +34,7 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 	join := l.beside(ctx, b)
 	took := l.publish(b)
 	next, err := join()
-	l.pace.adapt(b, took, min(batchTime, l.publishTimeout()/8), l.batch())
+	l.pace.adapt(b, took, l.batchTime(), l.batch())
 	l.ahead = nil
 	if err != nil {
 		l.giveBack(b)
@@ -57,13 +57,13 @@ func (l *loop) conclude(b *batch) (more bool, err error) {
 	}
 	v := b.verdicts
 	if v.untouched == 0 {
-		return b.again, nil
+		return b.again || v.waiting > 0 && len(v.published) > 0, nil
 	}
 	// A broker that took some of the batch is slow, or is just going away: then
 	// the next round will tell.
-	l.scan.floor = min(l.scan.floor, b.first)
+	l.source.putBack(b.first)
 	if len(v.published) == 0 && b.more {
-		l.scan.floor = b.last + 1 // other rows may go elsewhere
+		l.source.pass(b.last) // other rows may go elsewhere
 	}
 	if len(v.published) > 0 && l.publishing.Err() == nil {
 		return true, nil
@@ -118,7 +118,7 @@ func (l *loop) beside(ctx context.Context, b *batch) (join func() (next *batch, 
 // in memory. Rows that b holds without having read them are the next ones: they
 // can be fetched only after it.
 func (l *loop) mayFetchAhead(b *batch) bool {
-	return l.pace.full > 0 && b.more && b.read() == b.locked && b.bytes <= batchBytes/2 &&
+	return l.pace.full > 0 && b.more && b.read() == b.locked && b.bytes <= l.bytes/2 &&
 		l.DB.Stats().MaxOpenConnections != 1 && time.Now().After(l.alone)
 }
 
@@ -126,7 +126,7 @@ func (l *loop) mayFetchAhead(b *batch) bool {
 // the one before for long: locked rows should not wait for a slow broker, when
 // another relay may have a better one. If it fails, the next round tells why.
 func (l *loop) fetchAhead(ctx context.Context, published <-chan struct{}) *batch {
-	b, _, err := l.take(ctx, batchBytes/2)
+	b, _, err := l.take(ctx, l.bytes/2)
 	if err != nil {
 		l.alone = time.Now().Add(aloneFor)
 	}

@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/schema"
 )
 
 // Run publishes rows until ctx ends, then finishes the batch that it has begun,
@@ -25,43 +29,110 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer release()
 	settling, release := outlive(publishing, settleTimeout)
 	defer release()
-
-	l := loop{
-		Relay: r, publishing: publishing, settling: settling,
-		scan: scan{floor: bottom}, pace: pace{size: min(r.batch(), firstBatch)}, deferred: make(map[int64]time.Time),
+	for {
+		version, err := dbcheck.Version(settling, r.DB, r.Schema)
+		if err != nil {
+			version = schema.Version // as at the start; it is looked at again
+		}
+		again, err := r.work(ctx, publishing, settling, version)
+		if !again {
+			return err
+		}
 	}
+}
+
+// work runs the loops until ctx ends. again means that the schema has become another one,
+// and that they should be run anew.
+func (r *Relay) work(ctx, publishing, settling context.Context, version int) (again bool, err error) {
+	until, stop := context.WithCancel(ctx)
+	defer stop()
+	loops := r.loops(publishing, settling, version)
+	r.health.begin()
+	var tasks sync.WaitGroup
+	errs := make([]error, len(loops))
+	for i, l := range loops {
+		tasks.Go(func() { errs[i] = l.run(until) })
+	}
+	if version < orderedVersion {
+		tasks.Go(func() {
+			r.awaitVersion(until, orderedVersion)
+			stop()
+		})
+	}
+	tasks.Wait()
+	return ctx.Err() == nil, errors.Join(errs...)
+}
+
+// orderedVersion is the schema version from which on rows with an ordering key are kept
+// in order by several relays. On an older one all rows come from one loop.
+const orderedVersion = 6
+
+// awaitVersion returns when the schema has a version, or when ctx ends.
+func (r *Relay) awaitVersion(ctx context.Context, wanted int) {
+	for ctx.Err() == nil {
+		if version, err := dbcheck.Version(ctx, r.DB, r.Schema); err == nil && version >= wanted {
+			return
+		}
+		wait(ctx, versionEvery, nil)
+	}
+}
+
+// versionEvery is how often a relay on an older schema looks whether it still is.
+const versionEvery = 5 * time.Second
+
+// loops returns what relays rows with ordering keys, and what relays the others.
+func (r *Relay) loops(publishing, settling context.Context, version int) []*loop {
+	all := []*loop{{name: "rows", wake: r.wakes(0), source: &scan{schema: r.Schema, keyed: version < orderedVersion, floor: bottom}}}
+	if version >= orderedVersion {
+		all = append(all, &loop{name: "ordered rows", wake: r.wakes(1), source: newOrdered(r.Schema)})
+	}
+	for _, l := range all {
+		l.Relay, l.publishing, l.settling = r, publishing, settling
+		l.bytes = batchBytes
+		if l.source.inOrder() {
+			l.bytes = orderedBytes
+		}
+		l.pace, l.deferred = pace{size: min(r.batch(), firstBatch)}, make(map[int64]time.Time)
+	}
+	return all
+}
+
+// run relays until ctx ends.
+func (l *loop) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		more, err := l.round(ctx)
 		if ctx.Err() != nil {
 			return l.cutOff(errors.Join(err, l.finish()))
 		}
-		l.report(err)
+		l.health.record(l.name, err, orDefault(l.Logger))
 		l.pause(ctx, more, err)
 	}
 	return l.cutOff(l.finish())
 }
 
-// A loop is one Run of a Relay.
+// A loop is one Run of a Relay, for the rows of one source.
 type loop struct {
 	*Relay
+	name   string
+	source source
+	bytes  int // of rows that it has in memory, about
+	wake   <-chan struct{}
 
 	// publishing is the context of the Sink. It ends DrainTimeout after Run's.
 	// settling is that of transactions, and ends later still: what the broker has
 	// acknowledged should be deleted, and no COMMIT be cancelled half-way.
 	publishing, settling context.Context
 
-	scan scan // where fetches begin
-	pace pace // how much they take
+	pace pace // how much fetches take
 
 	behind *batch    // published, and not settled before the next one is on its way
 	ahead  *batch    // fetched, to be published next
 	alone  time.Time // until when there is no second connection to be had
 
-	failures  int                 // rounds that failed in a row
-	awaySince time.Time           // when the first of them did
-	warned    time.Time           // when it was last said that rows are deferred
-	deferred  map[int64]time.Time // rows that this loop has deferred, by id, and when they fall due
-	due       time.Time           // when the last of the rows falls due that this loop has deferred; zero if that has been looked at
+	failures int                 // rounds that failed in a row
+	warned   time.Time           // when it was last said that rows are deferred
+	deferred map[int64]time.Time // rows that this loop has deferred, by id, and when they fall due
+	due      time.Time           // when the last of the rows falls due that this loop has deferred; zero if that has been looked at
 }
 
 // outlive returns a context that ends a while after ctx does. release frees it.
@@ -90,40 +161,21 @@ func (l *loop) cutOff(err error) error {
 	return nil
 }
 
-// report logs and records the outcome of a round, the log only if it is another
-// than that of the round before.
-func (l *loop) report(err error) {
-	before := l.lastOutcome()
-	defer l.setOutcome(err) // who sees it may rely on the log
-	logger := orDefault(l.Logger)
-	switch {
-	case err != nil:
-		if before == nil {
-			l.awaySince = time.Now()
-			logger.Warn("outbox relay: cannot go on, will try again until it can", "error", err)
-		}
-		l.failures++
-	case before != nil:
-		logger.Info("outbox relay: goes on", "after", time.Since(l.awaySince).Round(time.Millisecond), "failed_rounds", l.failures)
-		l.failures = 0
-	}
-}
-
 // pause waits until the next round is due. A round that failed is repeated ever
 // more slowly, and nothing wakes it up: the database or the broker is away.
 func (l *loop) pause(ctx context.Context, more bool, err error) {
-	switch {
-	case err != nil:
-		wait(ctx, backoff(minAway, maxAway, l.failures-1), nil)
-	case !more:
+	if err != nil {
+		wait(ctx, backoff(minAway, maxAway, l.failures), nil)
+		l.failures++
+		return
+	}
+	l.failures = 0
+	if !more {
 		poll := l.pollInterval()
 		if !l.due.IsZero() {
 			poll = min(poll, l.minBackoff())
 		}
-		if l.scan.owed {
-			poll = min(poll, time.Until(l.scan.due()))
-		}
-		wait(ctx, poll, l.woken())
+		wait(ctx, l.source.pause(poll), l.wake)
 	}
 }
 

@@ -18,6 +18,7 @@ type verdicts struct {
 	published   []int64   // ids of the rows to delete
 	failed      []failure // rows to defer or park
 	untouched   int       // rows to leave as they are
+	waiting     int       // rows that were not handed to the Sink, after another one of their key
 	unavailable error     // why
 }
 

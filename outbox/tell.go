@@ -5,7 +5,7 @@ import "time"
 // tell logs and observes a batch that is committed.
 func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 	logger := orDefault(l.Logger)
-	result := BatchResult{Published: len(v.published), Unavailable: v.untouched, Oldest: f.oldest, Took: took}
+	result := BatchResult{Published: len(v.published), Unavailable: v.untouched, Waiting: v.waiting, Oldest: f.oldest, Took: took}
 	var first *failure // of those deferred
 	for i, failed := range v.failed {
 		if failed.park {
@@ -25,6 +25,8 @@ func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 	}
 	l.tellDeferred(v, first, result.Deferred)
 	if l.Observer != nil && l.Observer.Batch != nil {
+		l.observing.Lock()
+		defer l.observing.Unlock()
 		l.Observer.Batch(result)
 	}
 }

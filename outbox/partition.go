@@ -1,0 +1,312 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oncemill/oncemill/schema"
+)
+
+// partitions is how many there are. It is a part of the schema: the index outbox_keyed
+// is by partition.
+const partitions = 64
+
+// partitionOf is the partition of a row, as the index outbox_keyed has it.
+const partitionOf = `get_byte(sha256(ordering_key), 0) % 64`
+
+const (
+	// floorEvery is how often floors are raised, which costs a statement.
+	floorEvery = 100 * time.Millisecond
+
+	// forgetFloors is how often partitions are looked at from the bottom. Nothing should
+	// be there, unless somebody has set the ids back.
+	forgetFloors = time.Minute
+)
+
+// An ordered is where rows with an ordering key come from. Each key belongs to one of 64
+// partitions, and who has a partition's lock, which ends with the transaction, is the
+// only one who publishes its rows.
+//
+// The lock is taken in one statement and the rows are read by another. In one, the rows
+// would be those of a moment before the lock was had, and so perhaps some that the holder
+// before has published and deleted since.
+//
+// Rows are not locked themselves: nobody but the holder of the lock takes them, and a row
+// that is passed over because somebody else has locked it would be overtaken.
+type ordered struct {
+	schema string
+	all    [partitions]partition
+	held   []int // the partitions of the last fetch
+	most   int   // rows of the last fetch
+	limit  int   // rows in each of its partitions; more where few of them have many
+
+	busy    bool      // only half of the partitions are taken, to leave the rest to the next batch
+	met     bool      // there was a row with an ordering key
+	forgot  time.Time // when floors were last forgotten
+	raised  time.Time // when floors were last raised
+	walked  time.Time // when partitions that are slow were last looked at
+	walk    time.Duration
+	slow    bool // the last fetch was of such partitions too
+	horizon horizon
+}
+
+// A partition is what is known of one.
+type partition struct {
+	floor int64 // there is no row below, and there will be none
+
+	// waits: at the floor is a row that is deferred or parked. Those that wait behind it
+	// are stepped over by each fetch.
+	waits bool
+}
+
+func newOrdered(schemaName string) *ordered {
+	o := &ordered{schema: schemaName}
+	o.reset()
+	return o
+}
+
+// reset forgets what is known of the table: the database may be another one now.
+func (o *ordered) reset() {
+	o.horizon = horizon{safe: bottom, seen: bottom}
+	o.forget(time.Now())
+}
+
+// Floors never pass by a row that is there.
+func (o *ordered) putBack(int64) {}
+func (o *ordered) pass(int64)    {}
+
+func (o *ordered) pause(poll time.Duration) time.Duration { return poll }
+
+func (o *ordered) inOrder() bool { return true }
+
+func (o *ordered) forget(now time.Time) {
+	for p := range o.all {
+		o.all[p] = partition{floor: bottom}
+	}
+	o.forgot, o.raised = now, time.Time{}
+}
+
+// pipelined has fetches take half of the partitions, so that the next one finds others
+// while the rows of this one are on their way.
+func (o *ordered) pipelined(yes bool) { o.busy = yes }
+
+// rows locks partitions and returns where their rows are read from, n in all if they are
+// spread evenly. "" means that there is nothing to be read.
+func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int) (from string, err error) {
+	now := time.Now()
+	if now.Sub(o.forgot) >= forgetFloors {
+		o.forget(now)
+	}
+	if err := o.lock(ctx, tx, now); err != nil || len(o.held) == 0 {
+		return "", err
+	}
+	o.most = n
+	o.limit = min(max(o.limit, n/len(o.held), 1), n)
+	return fmt.Sprintf(`
+			FROM (VALUES %[1]s) AS part (number, floor) CROSS JOIN LATERAL (
+				SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts
+				FROM %[2]s AS o
+				WHERE ordering_key IS NOT NULL AND %[5]s = part.number AND id >= part.floor
+					AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
+					AND (SELECT true FROM %[2]s AS h
+						WHERE h.ordering_key IS NOT NULL AND (h.parked_at IS NOT NULL OR h.not_before IS NOT NULL)
+							AND sha256(h.ordering_key) = sha256(o.ordering_key) AND h.id < o.id
+							AND (h.parked_at IS NOT NULL OR h.not_before > now())
+						LIMIT 1) IS NULL
+				ORDER BY id
+				LIMIT %[3]d
+			) AS row
+			ORDER BY id
+			LIMIT %[4]d`, o.floors(), o.table(), o.limit, n, partitionOf), nil
+}
+
+// lock takes the partitions that are to be had, in an order that differs from time to
+// time, so that none is left out where only some are taken.
+func (o *ordered) lock(ctx context.Context, tx *sql.Tx, now time.Time) error {
+	o.slow = now.Sub(o.walked) >= scanShare*o.walk
+	var wanted []string
+	for _, p := range rand.Perm(partitions) {
+		if o.slow || !o.all[p].waits {
+			wanted = append(wanted, fmt.Sprint(p))
+		}
+	}
+	most := partitions
+	if o.busy {
+		most = partitions / 2
+	}
+	// A relay that has never met an ordering key does not need all the locks to see that
+	// there is none.
+	meet := "true"
+	if !o.met {
+		meet = `EXISTS (SELECT FROM ` + o.table() + ` WHERE ordering_key IS NOT NULL)`
+	}
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`
+		SELECT number FROM unnest('{%s}'::integer[]) AS number
+		WHERE %s AND pg_try_advisory_xact_lock(hashtextextended(%s, number))
+		LIMIT %d`, strings.Join(wanted, ","), meet, o.lockName(), most))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	o.held = o.held[:0]
+	for rows.Next() {
+		var p int
+		if err := rows.Scan(&p); err != nil {
+			return err
+		}
+		o.held = append(o.held, p)
+	}
+	return rows.Err()
+}
+
+// lockName is what the locks of a schema's partitions are derived from, as an SQL literal.
+func (o *ordered) lockName() string {
+	return `'oncemill outbox ' || '` + strings.ReplaceAll(schema.Quote(o.schema), `'`, `''`) + `'`
+}
+
+func (o *ordered) table() string { return schema.Quote(o.schema) + ".outbox" }
+
+// floors are the held partitions and their floors, as rows of a VALUES list.
+func (o *ordered) floors() string {
+	list := make([]string, len(o.held))
+	for i, p := range o.held {
+		list[i] = fmt.Sprintf("(%d, '%d'::bigint)", p, o.all[p].floor)
+	}
+	return strings.Join(list, ", ")
+}
+
+// advance raises the floors of the held partitions now and then. more means that another
+// fetch should follow at once.
+func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error) {
+	if o.slow {
+		o.walked = ended
+		o.walk = max(0, ended.Sub(begun)-time.Duration(f.read())*rowTime)
+	}
+	o.met = o.met || f.read() > 0
+	f.more = f.locked >= o.limit || f.read() < f.locked || o.busy
+	o.adapt(f)
+	if o.met && ended.Sub(o.raised) >= floorEvery && len(o.held) > 0 {
+		o.raised = ended
+		err = o.raise(ctx, tx)
+	}
+	if f.read() == 0 && o.busy {
+		o.busy = false // the other half
+		return true, err
+	}
+	return f.more, err
+}
+
+// adapt has the next fetch take more of each partition where few of them have many rows.
+func (o *ordered) adapt(f *fetched) {
+	if f.read() > 0 {
+		o.horizon.see(f.last)
+	}
+	switch {
+	case f.locked >= o.most:
+		o.limit /= 2
+	case f.locked >= o.limit && f.locked < o.most/2:
+		o.limit *= 2
+	}
+}
+
+// raise raises the floors of the held partitions to the first row that there is, but not
+// beyond what may still be committed.
+func (o *ordered) raise(ctx context.Context, tx *sql.Tx) error {
+	safe := o.horizon.safe // what is read now was committed after that was known
+	if err := o.findFirst(ctx, tx, safe); err != nil {
+		return err
+	}
+	writers, err := o.writers(ctx, tx)
+	if err != nil {
+		return err
+	}
+	o.horizon.look(writers)
+	return nil
+}
+
+func (o *ordered) findFirst(ctx context.Context, tx *sql.Tx, safe int64) error {
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`
+		SELECT part.number, row.id, coalesce(row.waits, false)
+		FROM (VALUES %s) AS part (number, floor) LEFT JOIN LATERAL (
+			SELECT id, parked_at IS NOT NULL OR not_before > now() AS waits
+			FROM %s
+			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.floor
+			ORDER BY id
+			LIMIT 1
+		) AS row ON true`, o.floors(), o.table(), partitionOf))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var number int
+		var first sql.NullInt64
+		var waits bool
+		if err := rows.Scan(&number, &first, &waits); err != nil {
+			return err
+		}
+		floor := safe
+		if first.Valid {
+			floor = min(safe, first.Int64)
+		}
+		p := &o.all[number]
+		p.floor, p.waits = max(p.floor, floor), waits
+	}
+	return rows.Err()
+}
+
+// writers returns the transactions that may have rows in the table which nobody sees yet.
+// An INSERT locks the table before it takes an id, until its transaction ends.
+func (o *ordered) writers(ctx context.Context, tx *sql.Tx) (writers []string, err error) {
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`
+		SELECT DISTINCT virtualtransaction FROM pg_locks
+		WHERE locktype = 'relation' AND relation = '%s'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND mode NOT IN ('AccessShareLock', 'RowShareLock') AND granted AND pid IS DISTINCT FROM pg_backend_pid()`,
+		strings.ReplaceAll(o.table(), `'`, `''`)))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var one string
+		if err := rows.Scan(&one); err != nil {
+			return nil, err
+		}
+		writers = append(writers, one)
+	}
+	return writers, rows.Err()
+}
+
+// A horizon is the least id that an open transaction may still commit. Ids are given in
+// their order but committed in another, and a floor that passes by one would have its row
+// overtaken. Snapshots do not tell: a transaction that only reads, or works elsewhere,
+// would hold the horizon back for as long as it is open.
+type horizon struct {
+	safe    int64 // all rows below are committed, or never will be
+	seen    int64 // the largest id that was seen
+	next    int64 // what becomes safe
+	waiting []string
+}
+
+func (h *horizon) see(id int64) { h.seen = max(h.seen, id) }
+
+// look draws conclusions from which transactions write now. Every id up to the largest
+// that was seen was taken by then, under a lock: if its transaction is not among those
+// that write now, it has ended.
+func (h *horizon) look(writers []string) {
+	if h.seen == bottom || slices.ContainsFunc(h.waiting, func(w string) bool { return slices.Contains(writers, w) }) {
+		return
+	}
+	if h.waiting != nil {
+		h.safe = max(h.safe, h.next)
+	}
+	h.next, h.waiting = h.seen+1, writers
+	if len(writers) == 0 {
+		h.safe, h.waiting = max(h.safe, h.next), nil
+	}
+}
