@@ -16,21 +16,25 @@ import (
 // Rows go from Postgres to a stream on disk: 200 bytes each, as messages of a
 // Publisher are. Run it with -benchtime=200000x: what a relay is for is a backlog.
 // "held" is the same while another session holds a snapshot, so that vacuum cannot
-// remove what is deleted. "limit" is what nats.go makes of as many messages by
+// remove what is deleted. In "keys" each row has one of 1,000 ordering keys, in "key" all
+// have the same one, so that each waits for the one before. "limit" is what nats.go makes of as many messages by
 // itself, without a table.
 func BenchmarkRelay(b *testing.B) {
-	b.Run("relay", func(b *testing.B) { benchRelay(b, false) })
-	b.Run("held", func(b *testing.B) { benchRelay(b, true) })
+	b.Run("relay", func(b *testing.B) { benchRelay(b, false, 0) })
+	b.Run("held", func(b *testing.B) { benchRelay(b, true, 0) })
+	b.Run("keys", func(b *testing.B) { benchRelay(b, false, 1000) })
+	b.Run("keys-held", func(b *testing.B) { benchRelay(b, true, 1000) })
+	b.Run("key", func(b *testing.B) { benchRelay(b, false, 1) })
 	b.Run("limit", benchLimit)
 }
 
-func benchRelay(b *testing.B, held bool) {
+func benchRelay(b *testing.B, held bool, keys int) {
 	bench := newBench(b, onDisk)
 	db := testenv.DB(b)
 	if held {
 		holdSnapshot(b, db)
 	}
-	fill(b, db, bench.topic("a"), b.N)
+	fill(b, db, bench.topic("a"), b.N, keys)
 	left := b.N
 	ctx, stop := context.WithCancel(context.Background())
 	relay := &outbox.Relay{DB: db, Sink: &jetstream.Sink{Conn: bench.nc}, Observer: &outbox.Observer{Batch: func(r outbox.BatchResult) {
@@ -62,11 +66,12 @@ func holdSnapshot(b *testing.B, db *sql.DB) {
 	must(b, err)
 }
 
-// fill writes n rows to the outbox.
-func fill(b *testing.B, db *sql.DB, topic string, n int) {
+// fill writes n rows to the outbox, with so many ordering keys, or none.
+func fill(b *testing.B, db *sql.DB, topic string, n, keys int) {
 	_, err := db.Exec(`
-		INSERT INTO oncemill.outbox (topic, metadata, payload)
-		SELECT $1, '{"tenant": "acme"}', convert_to(repeat('x', 200), 'UTF8') FROM generate_series(1, $2)`, topic, n)
+		INSERT INTO oncemill.outbox (topic, metadata, payload, ordering_key)
+		SELECT $1, '{"tenant": "acme"}', convert_to(repeat('x', 200), 'UTF8'), convert_to((n % nullif($3::int, 0))::text, 'UTF8')
+		FROM generate_series(1, $2) AS n`, topic, n, keys)
 	must(b, err)
 	_, err = db.Exec(`CHECKPOINT`)
 	must(b, err)
