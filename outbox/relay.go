@@ -213,6 +213,11 @@ func (r *Relay) validate() error {
 	if r.minBackoff() > r.maxBackoff() {
 		return fmt.Errorf("outbox: Relay.MinBackoff is %v: must not exceed MaxBackoff, %v", r.minBackoff(), r.maxBackoff())
 	}
+	if sink, ok := r.Sink.(validator); ok {
+		if err := sink.Validate(); err != nil {
+			return err
+		}
+	}
 	if r.ListenURL != "" {
 		if _, err := pgurl.Connector(r.ListenURL); err != nil {
 			return fmt.Errorf("outbox: Relay.ListenURL is %w", err)

@@ -59,7 +59,8 @@ type Row struct {
 	Attempts int
 }
 
-// A Sink publishes rows to a broker.
+// A Sink publishes rows to a broker. If it has a method Validate() error as well,
+// Relay.Check calls it: it looks at the Sink's fields, and asks no broker.
 type Sink interface {
 	// PublishBatch publishes rows in their order and returns once each is
 	// acknowledged or has failed, or ctx has ended. It returns one error for
@@ -68,7 +69,7 @@ type Sink interface {
 	// ErrRefused or ErrUnavailable say more; any other error defers that row and
 	// lets the others pass. An error that wraps ctx's counts as ErrUnavailable if
 	// no row of the batch was acknowledged. PublishBatch does not keep or change
-	// rows after it returned.
+	// rows after it returned. Two goroutines may call it at a time.
 	PublishBatch(ctx context.Context, rows []Row) []error
 }
 

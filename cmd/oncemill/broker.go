@@ -15,23 +15,30 @@ type broker struct {
 	close func()
 }
 
-// brokerOptions are the flags that lead to one broker or the other.
+// A connectTo connects to what flags that are checked lead to.
+type connectTo func(context.Context) (*broker, error)
+
+// brokerOptions are the flags that lead to one broker or the other, or to both.
 type brokerOptions struct {
-	given func(prefix string) (as string)
-	nats  natsOptions
-	kafka kafkaOptions
+	given  func(prefix string) (as string)
+	nats   natsOptions
+	kafka  kafkaOptions
+	routes *[]outbox.Route
 }
 
 func (f *flags) broker() brokerOptions {
-	return brokerOptions{given: f.given, nats: f.nats(), kafka: f.kafka()}
+	return brokerOptions{given: f.given, nats: f.nats(), kafka: f.kafka(), routes: f.routes()}
 }
 
 // check checks the flags and returns what connects to the broker that they name.
-func (o brokerOptions) check(logger *slog.Logger) (connect func(context.Context) (*broker, error), err error) {
+func (o brokerOptions) check(logger *slog.Logger) (connectTo, error) {
+	if len(*o.routes) > 0 {
+		return o.checkRoutes(logger)
+	}
 	kafka, nats := o.given("kafka-"), o.given("nats-")
 	if brokers := o.given("kafka-brokers"); brokers != "" {
 		if nats != "" {
-			return nil, usagef("%s is for Kafka and %s for NATS: leave out one or the other", brokers, nats)
+			return nil, usagef("%s is for Kafka and %s for NATS: leave out one or the other, or say with --route which topics go to which", brokers, nats)
 		}
 		return o.kafka.check(logger)
 	}

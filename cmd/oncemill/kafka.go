@@ -65,7 +65,7 @@ func (f *flags) addresses(name, usage string) *[]string {
 }
 
 // check checks the flags and returns what connects.
-func (o kafkaOptions) check(logger *slog.Logger) (connect func(context.Context) (*broker, error), err error) {
+func (o kafkaOptions) check(logger *slog.Logger) (connectTo, error) {
 	options := []kgo.Opt{
 		kgo.SeedBrokers(*o.brokers...),
 		kgo.ClientID("oncemill relay"),

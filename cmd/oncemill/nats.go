@@ -34,7 +34,7 @@ func (f *flags) nats() natsOptions {
 }
 
 // check checks the flags and returns what connects.
-func (o natsOptions) check(logger *slog.Logger) (connect func(context.Context) (*broker, error), err error) {
+func (o natsOptions) check(logger *slog.Logger) (connectTo, error) {
 	options, err := o.options(logger)
 	if err != nil {
 		return nil, err

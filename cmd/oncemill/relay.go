@@ -16,8 +16,8 @@ var relayCommand = command{
 	summary: "publish the outbox to NATS JetStream or Apache Kafka",
 	help: `
 Publish the messages in the outbox table to NATS JetStream, or with
---kafka-brokers to Apache Kafka, and delete each once the broker has acknowledged
-it. Any number of relays may run on one database.
+--kafka-brokers to Apache Kafka, or with --route to both, and delete each once the
+broker has acknowledged it. Any number of relays may run on one database.
 
   oncemill relay --database-url 'postgres://app:secret@127.0.0.1:5432/app?sslmode=disable' \
       --nats-url nats://127.0.0.1:4222 --http 127.0.0.1:8080
@@ -25,12 +25,16 @@ it. Any number of relays may run on one database.
   oncemill relay --database-url 'postgres://app:secret@127.0.0.1:5432/app?sslmode=disable' \
       --kafka-brokers 127.0.0.1:9092 --http 127.0.0.1:8080
 
+  oncemill relay --database-url 'postgres://app:secret@127.0.0.1:5432/app?sslmode=disable' \
+      --nats-url nats://127.0.0.1:4222 --kafka-brokers 127.0.0.1:9092 \
+      --route 'audit-*=kafka' --route '*=nats'
+
 It runs until SIGTERM or SIGINT, then finishes the batch that it publishes; a second
 signal ends it at once. It does not start without database, schema and broker, but
 once it runs it waits for whatever goes away.
 
 With --http it answers GET /livez (200 while the process runs) and GET /readyz
-(200 while database and broker work, else 503 and the reason).`,
+(200 while database and brokers work, else 503 and the reason).`,
 	prepare: prepareRelay,
 }
 

@@ -1,0 +1,336 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+func rowsTo(topics ...string) []outbox.Row {
+	rows := make([]outbox.Row, len(topics))
+	for i, topic := range topics {
+		rows[i] = outbox.Row{ID: int64(i + 1), Topic: topic}
+	}
+	return rows
+}
+
+// allTo returns n rows to one topic after another.
+func allTo(n int, topics ...string) []outbox.Row {
+	var all []string
+	for range n {
+		all = append(all, topics...)
+	}
+	return rowsTo(all...)
+}
+
+func ids(rows []outbox.Row) (ids []int64) {
+	for _, row := range rows {
+		ids = append(ids, row.ID)
+	}
+	return ids
+}
+
+func ok(_ context.Context, rows []outbox.Row) []error { return make([]error, len(rows)) }
+
+func away(_ context.Context, rows []outbox.Row) []error {
+	errs := make([]error, len(rows))
+	for i := range errs {
+		errs[i] = fmt.Errorf("%w: down", outbox.ErrUnavailable)
+	}
+	return errs
+}
+
+// silent is a Sink that takes all the time it has.
+func silent(ctx context.Context, rows []outbox.Row) []error {
+	<-ctx.Done()
+	errs := make([]error, len(rows))
+	for i := range errs {
+		errs[i] = ctx.Err()
+	}
+	return errs
+}
+
+func TestTheFirstRouteThatMatchesCounts(t *testing.T) {
+	t.Parallel()
+	for topic, want := range map[string]string{
+		"orders": "exact", "orders.paid": "orders", "orders.eu.paid": "orders", "orders.": "orders",
+		"orders.eu.dead": "dead", "audit-logins": "audit", "audit-": "audit", "audit": "rest", "xorders": "rest",
+		"a.b": "middle", "a.x.b": "middle", "a.bx": "rest", "aXYbcZ.b": "rest", "a..b": "middle", "": "rest",
+		"u/1/v/2/w": "several", "u//v//w": "several", "u/v/w": "rest",
+	} {
+		got := ""
+		router := &outbox.Router{Sinks: make(map[string]outbox.Sink)}
+		for _, one := range [][2]string{
+			{"*.dead", "dead"}, {"orders", "exact"}, {"orders.*", "orders"}, {"audit-*", "audit"}, {"a.*b", "middle"}, {"u/*/v/*/w", "several"}, {"*", "rest"},
+		} {
+			router.Routes = append(router.Routes, outbox.Route{Topics: one[0], Sink: one[1]})
+			router.Sinks[one[1]] = script(func(_ context.Context, rows []outbox.Row) []error {
+				got = one[1]
+				return make([]error, len(rows))
+			})
+		}
+		if err := router.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		if err := router.PublishBatch(t.Context(), rowsTo(topic))[0]; err != nil || got != want {
+			t.Errorf("%q went to %q (%v), want %q", topic, got, err, want)
+		}
+	}
+}
+
+func TestWrongRoutesFailAtStart(t *testing.T) {
+	t.Parallel()
+	a, b := script(ok), script(ok)
+	both := map[string]outbox.Sink{"a": a, "b": b}
+	for name, test := range map[string]struct {
+		sinks map[string]outbox.Sink
+		// routes are topics and sinks in turn.
+		routes []string
+		words  []string
+	}{
+		"no sinks":         {nil, []string{"*", "a"}, []string{"Sinks is empty"}},
+		"no routes":        {both, nil, []string{"Routes is empty", `"*"`}},
+		"no topics":        {both, []string{"", "a", "*", "b"}, []string{"route 1", "no topics", "orders.*"}},
+		"NATS wildcard":    {both, []string{"orders.>", "a", "*", "b"}, []string{"route 1", `"orders.>"`, `"orders.*"`}},
+		"all of NATS":      {both, []string{"orders", "a", ">", "b"}, []string{"route 2", `"*"`}},
+		"unknown sink":     {both, []string{"x", "a", "y", "c"}, []string{"route 2", `"c"`, "a, b"}},
+		"unused sink":      {both, []string{"x", "a"}, []string{`"b"`, "no route"}},
+		"nil sink":         {map[string]outbox.Sink{"a": nil}, []string{"x", "a"}, []string{`"a"`, "nil"}},
+		"twice":            {both, []string{"x", "a", "x", "b"}, []string{"route 2", "never reached", `route 1, "x"`, "before"}},
+		"behind a pattern": {both, []string{"y", "a", "orders.*", "a", "orders.eu.*", "b"}, []string{`route 3, "orders.eu.*"`, `route 2, "orders.*"`}},
+		"behind all":       {both, []string{"*", "a", "x", "b"}, []string{"route 2", `route 1, "*"`}},
+		"pattern of two":   {both, []string{"a*b*c", "a", "ab*bc", "b"}, []string{"route 2", "never reached"}},
+		"a sink's own":     {map[string]outbox.Sink{"a": &outbox.Router{}}, []string{"*", "a"}, []string{`"a"`, "Sinks is empty"}},
+	} {
+		router := &outbox.Router{Sinks: test.sinks}
+		for i := 0; i < len(test.routes); i += 2 {
+			router.Routes = append(router.Routes, outbox.Route{Topics: test.routes[i], Sink: test.routes[i+1]})
+		}
+		err := (&outbox.Relay{DB: testenv.DB(t), Sink: router}).Check(t.Context())
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		for _, word := range test.words {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: %q does not say %s", name, err, word)
+			}
+		}
+	}
+}
+
+// Routes that overlap are no mistake as long as each has topics of its own.
+func TestRoutesMayOverlap(t *testing.T) {
+	t.Parallel()
+	router := &outbox.Router{Sinks: map[string]outbox.Sink{"a": script(ok)}}
+	for _, topics := range []string{"orders.eu.*", "orders.*", "*.eu", "a*b*c", "ab*c*", "orders", "*"} {
+		router.Routes = append(router.Routes, outbox.Route{Topics: topics, Sink: "a"})
+	}
+	if err := router.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARowWithoutARouteIsParkedWithTheRemedy(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	publish(t, db, "lost", 1)
+	publish(t, db, "orders", 1)
+	got := newRecorder(nil)
+	relay := start(t, &outbox.Relay{DB: db, Sink: &outbox.Router{
+		Sinks: map[string]outbox.Sink{"a": got}, Routes: []outbox.Route{{Topics: "orders", Sink: "a"}},
+	}})
+	if sum := relay.settled(t, 2); sum.Published != 1 || sum.Parked != 1 {
+		t.Errorf("batches are %+v", sum)
+	}
+	var text string
+	if err := db.QueryRow(`SELECT last_error FROM oncemill.outbox WHERE parked_at IS NOT NULL AND topic = 'lost'`).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, word := range []string{`"lost"`, "Router.Routes", "--route 'lost=SINK'", "'*=SINK'"} {
+		if !strings.Contains(text, word) {
+			t.Errorf("%q does not say %s", text, word)
+		}
+	}
+}
+
+func TestEachSinkGetsItsRowsInOrderInOneBatch(t *testing.T) {
+	t.Parallel()
+	a, b := newRecorder(nil), newRecorder(nil)
+	router := &outbox.Router{
+		Sinks:  map[string]outbox.Sink{"a": a, "b": b},
+		Routes: []outbox.Route{{"x", "a"}, {"y", "b"}, {"z", "a"}},
+	}
+	rows := allTo(100, "x", "y", "z")
+	if err := errors.Join(router.PublishBatch(t.Context(), rows)...); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(a.batches, []int{200}) || !slices.Equal(b.batches, []int{100}) {
+		t.Errorf("batches of %v and %v", a.batches, b.batches)
+	}
+	if !slices.IsSorted(ids(a.published())) || !slices.IsSorted(ids(b.published())) {
+		t.Error("rows overtook each other")
+	}
+}
+
+func TestSinksWorkSideBySide(t *testing.T) {
+	t.Parallel()
+	var both sync.WaitGroup // each sink waits for the other
+	both.Add(2)
+	meet := script(func(ctx context.Context, rows []outbox.Row) []error {
+		both.Done()
+		both.Wait()
+		return make([]error, len(rows))
+	})
+	router := &outbox.Router{Sinks: map[string]outbox.Sink{"a": meet, "b": meet}, Routes: []outbox.Route{{"x", "a"}, {"y", "b"}}}
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(router.PublishBatch(t.Context(), rowsTo("x", "y"))...) }()
+	if err := receive(t, done); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestASinkThatFailsLeavesTheOthersRowsAlone(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("no")
+	for name, test := range map[string]struct {
+		sink        script
+		unavailable bool
+		words       string
+	}{
+		"away":       {away, true, "down"},
+		"silent":     {silent, true, `sink "bad"`},
+		"panics":     {func(context.Context, []outbox.Row) []error { panic("oh") }, false, "panicked: oh"},
+		"no answers": {func(context.Context, []outbox.Row) []error { return nil }, true, "0 errors for 2 rows"},
+		"too many":   {func(context.Context, []outbox.Row) []error { return make([]error, 3) }, true, "3 errors for 2 rows"},
+		"one fails":  {func(context.Context, []outbox.Row) []error { return []error{broken, broken} }, false, "no"},
+	} {
+		router := &outbox.Router{Sinks: map[string]outbox.Sink{"good": script(ok), "bad": test.sink}, Routes: []outbox.Route{{"bad", "bad"}, {"*", "good"}}}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		errs := router.PublishBatch(ctx, rowsTo("bad", "1", "bad", "2"))
+		cancel()
+		if errs[1] != nil || errs[3] != nil {
+			t.Errorf("%s: the good sink's rows failed: %v", name, errs)
+		}
+		for _, err := range []error{errs[0], errs[2]} {
+			if err == nil || errors.Is(err, outbox.ErrUnavailable) != test.unavailable || !strings.Contains(err.Error(), test.words) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+// A sink that ignores its context must not keep the others' rows locked, and be
+// given more and more.
+func TestASinkThatHangsHoldsUpOneBatchOnly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var calls atomic.Int64
+		hangs := script(func(_ context.Context, rows []outbox.Row) []error {
+			calls.Add(1)
+			<-release
+			return make([]error, len(rows))
+		})
+		router := &outbox.Router{Sinks: map[string]outbox.Sink{"good": script(ok), "hangs": hangs}, Routes: []outbox.Route{{"x", "hangs"}, {"*", "good"}}}
+		once := func() (errs []error, took time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			begun := time.Now()
+			return router.PublishBatch(ctx, rowsTo("x", "y")), time.Since(begun)
+		}
+		for i, want := range []time.Duration{11 * time.Second, 0, 0} {
+			errs, took := once()
+			if errs[1] != nil || !errors.Is(errs[0], outbox.ErrUnavailable) || !strings.Contains(errs[0].Error(), `"hangs" does not return`) || took != want {
+				t.Errorf("batch %d took %v, want %v: %v", i, took, want, errs)
+			}
+		}
+		if n := calls.Load(); n != 1 {
+			t.Errorf("it was called %d times", n)
+		}
+		close(release)
+		synctest.Wait()
+		if errs, _ := once(); errs[0] != nil {
+			t.Errorf("it has returned, and yet gets nothing: %v", errs[0])
+		}
+	})
+}
+
+// Of what others need to go on, a sink that is silent takes less than a third.
+func TestASilentSinkLeavesTimeToTheOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		most, back := 0, false
+		sink := script(func(ctx context.Context, rows []outbox.Row) []error {
+			most = max(most, len(rows))
+			if back {
+				return make([]error, len(rows))
+			}
+			return silent(ctx, rows)
+		})
+		router := &outbox.Router{Sinks: map[string]outbox.Sink{"good": script(ok), "silent": sink}, Routes: []outbox.Route{{"x", "silent"}, {"*", "good"}}}
+		once := func() (errs []error, took time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			begun := time.Now()
+			return router.PublishBatch(ctx, allTo(30, "x", "y")), time.Since(begun)
+		}
+		if _, took := once(); took != 10*time.Second || most != 30 {
+			t.Errorf("the first batch took %v, with %d rows", took, most)
+		}
+		var lost time.Duration
+		most = 0
+		begun := time.Now()
+		for time.Since(begun) < 10*time.Minute {
+			errs, took := once()
+			if errs[1] != nil || !errors.Is(errs[0], outbox.ErrUnavailable) {
+				t.Fatal(errs[:2])
+			}
+			lost += took
+			time.Sleep(100 * time.Millisecond)
+		}
+		if lost > 200*time.Second || most != 20 {
+			t.Errorf("in ten minutes %v were lost with waiting, for up to %d rows", lost, most)
+		}
+		t.Logf("in ten minutes %v were lost with waiting", lost)
+		back = true
+		time.Sleep(10 * time.Second)
+		for i, want := range []int{20, 30} { // it is tried with few, and then gets all
+			most = 0
+			errs, _ := once()
+			if most != want || errs[0] != nil {
+				t.Errorf("batch %d after it is back had %d rows for it, want %d: %v", i, most, want, errs[0])
+			}
+		}
+	})
+}
+
+// The Relay runs two loops.
+func TestARouterCanBeUsedFromTwoGoroutines(t *testing.T) {
+	t.Parallel()
+	router := &outbox.Router{
+		Sinks:  map[string]outbox.Sink{"a": newRecorder(nil), "b": script(away)},
+		Routes: []outbox.Route{{"x", "a"}, {"y", "b"}},
+	}
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			for range 200 {
+				if errs := router.PublishBatch(t.Context(), rowsTo("x", "y")); errs[0] != nil || !errors.Is(errs[1], outbox.ErrUnavailable) {
+					t.Error(errs)
+				}
+			}
+		})
+	}
+	both.Wait()
+}
