@@ -32,7 +32,8 @@ const (
 // keeps vacuum from it; so it begins the later, the longer the last one took.
 type scan struct {
 	schema string
-	keyed  bool // rows with an ordering key come from here as well
+	topics string // a condition; "" means all
+	keyed  bool   // rows with an ordering key come from here as well
 
 	floor int64         // the least id that is looked at between searches
 	from  int64         // where the last fetch has begun
@@ -55,9 +56,12 @@ func (s *scan) rows(_ context.Context, _ *sql.Tx, n int) (from string, err error
 	if s.from = bottom; time.Now().Before(s.due()) {
 		s.from = s.floor
 	}
-	which := "ordering_key IS NULL AND "
-	if s.keyed {
-		which = ""
+	which := ""
+	if !s.keyed {
+		which = "ordering_key IS NULL AND "
+	}
+	if s.topics != "" {
+		which += s.topics + " AND "
 	}
 	return fmt.Sprintf(`
 			FROM %s.outbox

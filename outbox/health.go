@@ -1,64 +1,49 @@
 package outbox
 
-import (
-	"log/slog"
-	"sync"
-	"time"
-)
+import "time"
 
-// A health is how the last rounds of a relay's loops went.
-type health struct {
-	mu        sync.Mutex
-	last      map[string]error // by loop; those that have finished a round
-	awaySince time.Time        // when the first of them failed
-	failures  int              // rounds that have failed since
+// An outage is a time in which rounds for a Sink failed.
+type outage struct {
+	since  time.Time
+	rounds int // that have failed
 }
 
-// begin forgets the loops that were.
-func (h *health) begin() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.last = make(map[string]error)
-}
-
-// ready returns nil if a loop has finished a round, and if the last round of each went well.
-func (h *health) ready() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if err := h.failed(); err != nil {
-		return err
+// begin forgets the loops that were, and notes those that are about to run.
+func (r *Relay) begin(loops []*loop) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.away = make(map[*loop]error), make(map[string]*outage)
+	for _, l := range loops {
+		r.last[l] = errNoRound
 	}
-	if len(h.last) == 0 {
-		return errNoRound
-	}
-	return nil
 }
 
-func (h *health) failed() error {
-	for _, err := range h.last {
-		if err != nil {
-			return err
+// record notes how a loop's round went, and logs when the loops of its Sink begin to fail
+// and when all of them go on. Who sees the outcome may rely on the log.
+func (r *Relay) record(l *loop, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last[l] = err
+	logger := l.logger()
+	away := r.away[l.to.name]
+	switch {
+	case err != nil && away == nil:
+		r.away[l.to.name] = &outage{since: time.Now(), rounds: 1}
+		logger.Warn("outbox relay: cannot go on, will try again until it can", "error", err)
+	case err != nil:
+		away.rounds++
+	case away != nil && r.goesOn(l.to.name):
+		delete(r.away, l.to.name)
+		logger.Info("outbox relay: goes on", "after", time.Since(away.since).Round(time.Millisecond), "failed_rounds", away.rounds)
+	}
+}
+
+// goesOn reports whether no loop of a Sink has failed last.
+func (r *Relay) goesOn(name string) bool {
+	for l, err := range r.last {
+		if l.to.name == name && err != nil && err != errNoRound {
+			return false
 		}
 	}
-	return nil
-}
-
-// record notes how a round went, and logs what it changes. Who sees the outcome may rely
-// on the log.
-func (h *health) record(loop string, err error, logger *slog.Logger) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	before := h.failed()
-	was := h.last[loop]
-	h.last[loop] = err
-	if err != nil {
-		h.failures++
-	}
-	switch {
-	case before == nil && err != nil:
-		h.awaySince, h.failures = time.Now(), 1
-		logger.Warn("outbox relay: cannot go on, will try again until it can", "error", err)
-	case was != nil && h.failed() == nil:
-		logger.Info("outbox relay: goes on", "after", time.Since(h.awaySince).Round(time.Millisecond), "failed_rounds", h.failures)
-	}
+	return true
 }

@@ -40,6 +40,7 @@ const (
 // that is passed over because somebody else has locked it would be overtaken.
 type ordered struct {
 	schema string
+	to     destination
 	all    [partitions]partition
 	held   []int // the partitions of the last fetch
 	most   int   // rows of the last fetch
@@ -64,8 +65,11 @@ type partition struct {
 	waits bool
 }
 
-func newOrdered(schemaName string) *ordered {
-	o := &ordered{schema: schemaName}
+func newOrdered(schemaName string, to destination) *ordered {
+	if to.topics == "" {
+		to.topics = "true"
+	}
+	o := &ordered{schema: schemaName, to: to}
 	o.reset()
 	return o
 }
@@ -111,7 +115,7 @@ func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int) (from string, err
 			FROM (VALUES %[1]s) AS part (number, floor) CROSS JOIN LATERAL (
 				SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts
 				FROM %[2]s AS o
-				WHERE ordering_key IS NOT NULL AND %[5]s = part.number AND id >= part.floor
+				WHERE ordering_key IS NOT NULL AND %[5]s = part.number AND id >= part.floor AND %[6]s
 					AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
 					AND (SELECT true FROM %[2]s AS h
 						WHERE h.ordering_key IS NOT NULL AND (h.parked_at IS NOT NULL OR h.not_before IS NOT NULL)
@@ -122,7 +126,7 @@ func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int) (from string, err
 				LIMIT %[3]d
 			) AS row
 			ORDER BY id
-			LIMIT %[4]d`, o.floors(), o.table(), o.limit, n, partitionOf), nil
+			LIMIT %[4]d`, o.floors(), o.table(), o.limit, n, partitionOf, o.to.topics), nil
 }
 
 // lock takes the partitions that are to be had, in an order that differs from time to
@@ -164,9 +168,10 @@ func (o *ordered) lock(ctx context.Context, tx *sql.Tx, now time.Time) error {
 	return rows.Err()
 }
 
-// lockName is what the locks of a schema's partitions are derived from, as an SQL literal.
+// lockName is what the locks of the partitions are derived from, as an SQL literal. Each
+// Sink has locks of its own, or one that is slow would hold up the others.
 func (o *ordered) lockName() string {
-	return `'oncemill outbox ' || '` + strings.ReplaceAll(schema.Quote(o.schema), `'`, `''`) + `'`
+	return `'` + strings.ReplaceAll("oncemill outbox "+schema.Quote(o.schema)+" "+o.to.name, `'`, `''`) + `'`
 }
 
 func (o *ordered) table() string { return schema.Quote(o.schema) + ".outbox" }
@@ -235,10 +240,10 @@ func (o *ordered) findFirst(ctx context.Context, tx *sql.Tx, safe int64) error {
 		FROM (VALUES %s) AS part (number, floor) LEFT JOIN LATERAL (
 			SELECT id, parked_at IS NOT NULL OR not_before > now() AS waits
 			FROM %s
-			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.floor
+			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.floor AND %s
 			ORDER BY id
 			LIMIT 1
-		) AS row ON true`, o.floors(), o.table(), partitionOf))
+		) AS row ON true`, o.floors(), o.table(), partitionOf, o.to.topics))
 	if err != nil {
 		return err
 	}

@@ -31,10 +31,10 @@ func (l *loop) ask(ctx context.Context, v *verdicts, rows []Row) (passed []bool)
 	if len(rows) == 0 {
 		return passed
 	}
-	answers := l.Sink.PublishBatch(ctx, rows)
-	if len(answers) != len(rows) {
+	answers, err := publishTo(ctx, l.to.sink, rows)
+	if err != nil {
 		v.untouched += len(rows)
-		v.unavailable = fmt.Errorf("%w: Sink %T returned %d errors for %d rows, want one for each", ErrUnavailable, l.Sink, len(answers), len(rows))
+		v.unavailable = err
 		return passed
 	}
 	for i, err := range answers {

@@ -106,11 +106,11 @@ type Relay struct {
 	// and of rows that were deferred or parked. nil means slog.Default().
 	Logger *slog.Logger
 
-	wakeOnce sync.Once
-	wakeUps  [2]chan struct{} // of the loops
-
 	observing sync.Mutex
-	health    health
+
+	mu   sync.Mutex
+	last map[*loop]error // how the last round of each loop went, errNoRound if there was none
+	away map[string]*outage
 }
 
 // An Observer has functions that a Relay calls, for metrics and traces. Each may
@@ -147,27 +147,33 @@ var (
 // Ready returns nil if the Relay's last round of work went well, an empty one
 // too, and otherwise an error that says what is away. It is meant for readiness
 // probes.
-func (r *Relay) Ready() error { return r.health.ready() }
+func (r *Relay) Ready() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rounds := false
+	for _, err := range r.last {
+		if err != nil && err != errNoRound {
+			return err
+		}
+		rounds = rounds || err == nil
+	}
+	if !rounds {
+		return errNoRound
+	}
+	return nil
+}
 
 // Wake makes Run look for rows at once instead of waiting for the next poll. It
 // never blocks, and may be called before Run.
 func (r *Relay) Wake() {
-	for i := range r.wakeUps {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for l := range r.last {
 		select {
-		case r.wakes(i) <- struct{}{}:
+		case l.wake <- struct{}{}:
 		default: // a wake-up is already waiting
 		}
 	}
-}
-
-// wakes returns what wakes a loop up.
-func (r *Relay) wakes(loop int) chan struct{} {
-	r.wakeOnce.Do(func() {
-		for i := range r.wakeUps {
-			r.wakeUps[i] = make(chan struct{}, 1)
-		}
-	})
-	return r.wakeUps[loop]
 }
 
 // Check returns nil if the Relay can start: its fields make sense, the database

@@ -4,8 +4,9 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
-	"time"
 )
 
 // A Router is a Sink that hands each row to one of several Sinks, by its topic:
@@ -21,162 +22,125 @@ import (
 // The first route counts that matches. A row that none matches is refused, and so
 // parked, with an error that names its topic.
 //
-// Each Sink gets its rows of a batch in their order, in one PublishBatch, and all
-// work at the same time. What becomes of a row is what its own Sink says: one that
-// is away, panics, or returns too few errors leaves the rows of the others as they
-// are. The batch lasts until the slowest has returned, and at most a second longer
-// than its time; a Sink that has not returned then gets nothing more until it has.
+// A Relay works for each of the Sinks by itself: it fetches that one's rows alone, so that
+// one that is away or slow, or has a long backlog, does not hold up the others. Rows with
+// an ordering key keep their order within a Sink. Where rows of one key go to several
+// Sinks, one that is parked holds up those behind it in all of them.
 //
-// So that one that is silent does not use up the time of all batches, a Sink that
-// was unavailable for all that it was given is left alone for four times as long as
-// that took, at most 10 seconds. Then it gets no more than 20 rows and a fifth of
-// the batch's time, until it takes one. What it is not given meanwhile is
-// ErrUnavailable, as what it did not take.
-//
-// A Router can be used from many goroutines. It must not be copied after first use.
+// Relays of one table should have the same routes: of two that differ, both may publish a
+// row whose topic goes to another Sink in each. Stop them all to change where a topic goes.
 type Router struct {
-	// Sinks are where rows go, by names that Routes uses and that errors show.
+	// Sinks are where rows go, by names that Routes uses and that logs and errors show.
 	// Required.
 	Sinks map[string]Sink
 
 	// Routes says which topics go to which of them. Required.
 	Routes []Route
-
-	mu     sync.Mutex
-	health map[string]*health // by the Sink's name
 }
 
 var _ Sink = (*Router)(nil)
 
-// routerGrace is how long the Router waits for a Sink that should have returned.
-const routerGrace = time.Second
-
-// PublishBatch publishes rows to the Sinks that the Routes give for their topics.
+// PublishBatch publishes rows to the Sinks that the Routes give for their topics: to each
+// its rows in their order, in one call, and to all at the same time. It returns once the
+// slowest of them has.
 func (r *Router) PublishBatch(ctx context.Context, rows []Row) []error {
 	errs := make([]error, len(rows))
-	lots := r.divide(rows, errs)
-	for _, l := range lots {
-		r.begin(ctx, l)
-	}
-	overtime, stop := outlive(ctx, routerGrace)
-	defer stop()
-	for _, l := range lots {
-		for k, err := range r.await(overtime, l) {
-			errs[l.at[k]] = err
+	var tasks sync.WaitGroup
+	for name, at := range r.divide(rows) {
+		lot := make([]Row, len(at))
+		for i, k := range at {
+			lot[i] = rows[k]
 		}
+		sink, ok := r.Sinks[name]
+		if !ok {
+			sink = unrouted{}
+		}
+		tasks.Go(func() {
+			answers, err := publishTo(ctx, sink, lot)
+			for i, k := range at {
+				if errs[k] = err; err == nil {
+					errs[k] = answers[i]
+				}
+			}
+		})
 	}
+	tasks.Wait()
 	return errs
 }
 
-// await returns what became of a lot's rows.
-func (r *Router) await(overtime context.Context, l *lot) []error {
-	select {
-	case <-l.returned:
-		return l.errs
-	case <-overtime.Done():
+// publishTo returns the Sink's answers, or an error for all of the rows if it has not as
+// many. A panic is an error of each row: it is what a row can do to a Sink, and no reason
+// to stop the process, and with it the other Sinks.
+func publishTo(ctx context.Context, sink Sink, rows []Row) (answers []error, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			answers, err = slices.Repeat([]error{fmt.Errorf("Sink %T panicked: %v\n%s", sink, p, debug.Stack())}, len(rows)), nil
+		}
+	}()
+	answers = sink.PublishBatch(ctx, rows)
+	if len(answers) != len(rows) {
+		return nil, fmt.Errorf("%w: Sink %T returned %d errors for %d rows, want one for each", ErrUnavailable, sink, len(answers), len(rows))
 	}
-	if r.leave(l) {
-		return l.errs
-	}
-	return repeat(errNotReturned(l.name), len(l.rows))
+	return answers, nil
 }
 
-func errNotReturned(name string) error {
-	return fmt.Errorf("%w: sink %q does not return although its time is over; nothing more goes there until it does", ErrUnavailable, name)
-}
-
-// A lot is what one Sink gets of a batch.
-type lot struct {
-	name string
-	sink Sink
-	rows []Row
-	at   []int   // where in the batch they are
-	errs []error // what became of them; not to be read before returned is closed
-
-	returned chan struct{}
-	left     bool // nobody waits any more; guarded by Router.mu
-}
-
-// divide makes the lots of a batch. Rows without a route get their error.
-func (r *Router) divide(rows []Row, errs []error) (lots []*lot) {
-	routes := make(map[string]*lot) // by topic
-	byName := make(map[string]*lot)
+// divide returns where in a batch the rows of each Sink are, by its name. Those without a
+// route have none.
+func (r *Router) divide(rows []Row) map[string][]int {
+	lots := make(map[string][]int)
 	for i, row := range rows {
-		l, known := routes[row.Topic]
-		if !known {
-			if name, ok := r.route(row.Topic); ok {
-				if l = byName[name]; l == nil {
-					l = &lot{name: name, sink: r.Sinks[name], returned: make(chan struct{})}
-					byName[name] = l
-					lots = append(lots, l)
-				}
-			}
-			routes[row.Topic] = l
-		}
-		if l == nil {
-			errs[i] = errNoRoute(row.Topic)
-			continue
-		}
-		l.rows, l.at = append(l.rows, row), append(l.at, i)
+		name, _ := r.route(row.Topic)
+		lots[name] = append(lots[name], i)
 	}
 	return lots
 }
 
-func errNoRoute(topic string) error {
-	return fmt.Errorf("%w: no route for topic %q: add one to Router.Routes (with oncemill relay: --route '%s=SINK'), or a last one for all other topics ('*=SINK'), and have the row tried again", ErrRefused, topic, topic)
+// unrouted is the Sink of rows without a route.
+type unrouted struct{}
+
+func (unrouted) PublishBatch(_ context.Context, rows []Row) []error {
+	errs := make([]error, len(rows))
+	for i, row := range rows {
+		errs[i] = fmt.Errorf("%w: no route for topic %q: add one to Router.Routes (with oncemill relay: --route '%s=SINK'), or a last one for all other topics ('*=SINK'), and have the row tried again", ErrRefused, row.Topic, row.Topic)
+	}
+	return errs
 }
 
-// begin has a lot published, as far as its Sink's health lets it.
-func (r *Router) begin(ctx context.Context, l *lot) {
-	n, share, why := r.admit(l.name, len(l.rows))
-	l.errs = make([]error, len(l.rows))
-	for i := n; i < len(l.rows); i++ {
-		l.errs[i] = why
-	}
-	if n == 0 {
-		close(l.returned)
-		return
-	}
-	go func() {
-		begun := time.Now()
-		limited, cancel := limit(ctx, share)
-		defer cancel()
-		answers := l.publish(limited, n)
-		blameAway(l.name, answers, share > 1)
-		copy(l.errs, answers)
-		r.note(l, n, time.Since(begun))
-	}()
+// A destination is a Sink of a Relay, and which rows are for it.
+type destination struct {
+	name   string // "" if there is only one
+	sink   Sink
+	topics string // a condition in SQL; "" means all
 }
 
-// limit returns a context with a share of the time that ctx has.
-func limit(ctx context.Context, share int) (context.Context, context.CancelFunc) {
-	deadline, ok := ctx.Deadline()
+// destinations returns where a Relay's rows go.
+func (r *Relay) destinations() []destination {
+	router, ok := r.Sink.(*Router)
 	if !ok {
-		return context.WithCancel(ctx)
+		return []destination{{sink: r.Sink}}
 	}
-	return context.WithTimeout(ctx, time.Until(deadline)/time.Duration(share))
+	names := router.names()
+	which := router.which(names)
+	var all []destination
+	for i, name := range names {
+		all = append(all, destination{name: name, sink: router.Sinks[name], topics: fmt.Sprintf("%s = %d", which, i)})
+	}
+	if _, ok := router.route(anyCharacter); !ok {
+		all = append(all, destination{name: "none", sink: unrouted{}, topics: which + " = -1"})
+	}
+	return all
 }
 
-// publish hands the first n rows to the Sink. A panic is no reason to stop the
-// process, and with it the other Sinks: as what a row can do to a Sink, it counts
-// as an attempt of each.
-func (l *lot) publish(ctx context.Context, n int) (errs []error) {
-	defer func() {
-		if p := recover(); p != nil {
-			errs = repeat(fmt.Errorf("sink %q panicked: %v\n%s", l.name, p, debug.Stack()), n)
-		}
-	}()
-	errs = l.sink.PublishBatch(ctx, l.rows[:n:n])
-	if len(errs) != n {
-		return repeat(fmt.Errorf("%w: sink %q, a %T, returned %d errors for %d rows, want one for each", ErrUnavailable, l.name, l.sink, len(errs), n), n)
+// which is, in SQL, the index of the Sink for a row's topic, -1 if no route has it.
+func (r *Router) which(names []string) string {
+	var sql strings.Builder
+	sql.WriteString("CASE")
+	for _, route := range r.Routes {
+		fmt.Fprintf(&sql, " WHEN topic LIKE '%s' ESCAPE '!' THEN %d", likePattern.Replace(route.Topics), slices.Index(names, route.Sink))
 	}
-	return errs
+	sql.WriteString(" ELSE -1 END")
+	return sql.String()
 }
 
-func repeat(err error, n int) []error {
-	errs := make([]error, n)
-	for i := range errs {
-		errs[i] = err
-	}
-	return errs
-}
+// likePattern makes a LIKE pattern, inside of quotes, of a route's.
+var likePattern = strings.NewReplacer("*", "%", "%", "!%", "_", "!_", "!", "!!", "'", "''")

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -47,7 +48,7 @@ func (r *Relay) work(ctx, publishing, settling context.Context, version int) (ag
 	until, stop := context.WithCancel(ctx)
 	defer stop()
 	loops := r.loops(publishing, settling, version)
-	r.health.begin()
+	r.begin(loops)
 	var tasks sync.WaitGroup
 	errs := make([]error, len(loops))
 	for i, l := range loops {
@@ -80,18 +81,19 @@ func (r *Relay) awaitVersion(ctx context.Context, wanted int) {
 // versionEvery is how often a relay on an older schema looks whether it still is.
 const versionEvery = 5 * time.Second
 
-// loops returns what relays rows with ordering keys, and what relays the others.
-func (r *Relay) loops(publishing, settling context.Context, version int) []*loop {
-	all := []*loop{{name: "rows", wake: r.wakes(0), source: &scan{schema: r.Schema, keyed: version < orderedVersion, floor: bottom}}}
-	if version >= orderedVersion {
-		all = append(all, &loop{name: "ordered rows", wake: r.wakes(1), source: newOrdered(r.Schema)})
+// loops returns for each Sink what relays rows with ordering keys, and what relays the
+// others.
+func (r *Relay) loops(publishing, settling context.Context, version int) (all []*loop) {
+	for _, to := range r.destinations() {
+		mixed := version < orderedVersion || to.sink == unrouted{}
+		all = append(all, &loop{to: to, bytes: batchBytes, source: &scan{schema: r.Schema, topics: to.topics, keyed: mixed, floor: bottom}})
+		if !mixed {
+			all = append(all, &loop{to: to, bytes: orderedBytes, source: newOrdered(r.Schema, to)})
+		}
 	}
 	for _, l := range all {
 		l.Relay, l.publishing, l.settling = r, publishing, settling
-		l.bytes = batchBytes
-		if l.source.inOrder() {
-			l.bytes = orderedBytes
-		}
+		l.wake = make(chan struct{}, 1)
 		l.pace, l.deferred = pace{size: min(r.batch(), firstBatch)}, make(map[int64]time.Time)
 	}
 	return all
@@ -104,7 +106,7 @@ func (l *loop) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return l.cutOff(errors.Join(err, l.finish()))
 		}
-		l.health.record(l.name, err, orDefault(l.Logger))
+		l.record(l, err)
 		l.pause(ctx, more, err)
 	}
 	return l.cutOff(l.finish())
@@ -113,10 +115,10 @@ func (l *loop) run(ctx context.Context) error {
 // A loop is one Run of a Relay, for the rows of one source.
 type loop struct {
 	*Relay
-	name   string
+	to     destination
 	source source
 	bytes  int // of rows that it has in memory, about
-	wake   <-chan struct{}
+	wake   chan struct{}
 
 	// publishing is the context of the Sink. It ends DrainTimeout after Run's.
 	// settling is that of transactions, and ends later still: what the broker has
@@ -203,4 +205,12 @@ func backoff(least, most time.Duration, before int) time.Duration {
 	}
 	d = min(d, most)
 	return d - d/4 + rand.N(d/2+1)
+}
+
+// logger is the Relay's, and names the Sink if there are several.
+func (l *loop) logger() *slog.Logger {
+	if l.to.name == "" {
+		return orDefault(l.Logger)
+	}
+	return orDefault(l.Logger).With("sink", l.to.name)
 }

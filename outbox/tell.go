@@ -4,7 +4,7 @@ import "time"
 
 // tell logs and observes a batch that is committed.
 func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
-	logger := orDefault(l.Logger)
+	logger := l.logger()
 	result := BatchResult{Published: len(v.published), Unavailable: v.untouched, Waiting: v.waiting, Oldest: f.oldest, Took: took}
 	var first *failure // of those deferred
 	for i, failed := range v.failed {
@@ -34,7 +34,7 @@ func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 // tellDeferred logs that rows could not be published, now and then, and once that
 // they were all dealt with. Other rows that go out meanwhile are no sign of that.
 func (l *loop) tellDeferred(v *verdicts, first *failure, deferred int) {
-	logger, now := orDefault(l.Logger), time.Now()
+	logger, now := l.logger(), time.Now()
 	were := len(l.deferred)
 	for _, id := range v.published {
 		delete(l.deferred, id)
