@@ -193,7 +193,7 @@ func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, en
 		o.walk = max(0, ended.Sub(begun)-time.Duration(f.read())*rowTime)
 	}
 	o.met = o.met || f.read() > 0
-	f.more = f.locked >= o.limit || f.read() < f.locked || o.busy
+	f.more = f.read() > 0 && (f.locked >= o.limit || f.read() < f.locked || o.busy)
 	o.adapt(f)
 	if o.met && ended.Sub(o.raised) >= floorEvery && len(o.held) > 0 {
 		o.raised = ended
