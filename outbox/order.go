@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -12,8 +13,8 @@ import (
 func (l *loop) publishInOrder(ctx context.Context, f *fetched) *verdicts {
 	v := &verdicts{failed: f.broken}
 	end := time.Now().Add(l.batchTime())
-	stopped := make(map[string]int64) // keys, and the row that is not published
-	for _, b := range f.broken {
+	stopped := make(map[string]int64) // keys, and the first row that is not published
+	for _, b := range slices.Backward(f.broken) {
 		stopped[string(b.row.OrderingKey)] = b.row.ID
 	}
 	done := false
