@@ -37,26 +37,28 @@ func (l *loop) ask(ctx context.Context, v *verdicts, rows []Row) (passed []bool)
 		v.unavailable = err
 		return passed
 	}
+	some := false
 	for i, err := range answers {
 		if passed[i] = err == nil; passed[i] {
 			v.published = append(v.published, rows[i].ID)
+			some = true
 		}
 	}
 	for i, err := range answers {
 		if err != nil {
-			l.judge(v, rows[i], err)
+			l.judge(v, rows[i], err, some)
 		}
 	}
 	return passed
 }
 
 // judge decides what becomes of a row that was not published. The deadline may
-// pass because one row takes for ever or because the broker is away; if nothing
-// at all was published it is taken to be the broker. A row that was cut off by
-// the end of Run is not to blame either.
-func (l *loop) judge(v *verdicts, row Row, err error) {
+// pass because one row takes for ever or because the broker is away; if none of
+// those that went with it was published it is taken to be the broker. A row that
+// was cut off by the end of Run is not to blame either.
+func (l *loop) judge(v *verdicts, row Row, err error, others bool) {
 	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
-	blameless := late && (len(v.published) == 0 || l.publishing.Err() != nil)
+	blameless := late && (!others || l.publishing.Err() != nil)
 	refused := errors.Is(err, ErrRefused)
 	switch {
 	case !refused && (errors.Is(err, ErrUnavailable) || blameless):

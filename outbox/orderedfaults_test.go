@@ -1,0 +1,103 @@
+package outbox_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/testenv"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+// A relay that has nothing to do asks the database no more often than it polls, whether
+// there never were rows with ordering keys, or another relay has all of their partitions.
+func TestARelayWithNothingToDoDoesNotSpin(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	relay := start(t, &outbox.Relay{DB: db, Sink: newRecorder(nil), PollInterval: 200 * time.Millisecond})
+	poll(t, func() bool { return relay.Ready() == nil })
+	wantFewTransactions(t, db, "no ordering key was ever met")
+
+	locks, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locks.Rollback()
+	if _, err := locks.Exec(`SELECT pg_advisory_xact_lock(hashtextextended('oncemill outbox "oncemill"', n)) FROM generate_series(0, 63) AS n`); err != nil {
+		t.Fatal(err)
+	}
+	insertKeyed(t, db, "a", 0, 3)
+	relay.Wake()
+	wantFewTransactions(t, db, "another relay has all partitions")
+	if n := rowCount(t, db); n != 3 {
+		t.Fatalf("%d rows are left: the test does not know the locks' names", n)
+	}
+	locks.Rollback()
+	relay.settled(t, 3)
+	wantFewTransactions(t, db, "all rows are published")
+}
+
+// wantFewTransactions counts those of a second.
+func wantFewTransactions(t *testing.T, db querier, when string) {
+	t.Helper()
+	const query = `SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()`
+	count := func() (n int) {
+		if err := db.QueryRow(query).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	time.Sleep(1500 * time.Millisecond) // statistics come late
+	before := count()
+	time.Sleep(3 * time.Second)
+	if n := count() - before; n > 200 {
+		t.Errorf("%s: %d transactions in 3 seconds", when, n)
+	} else {
+		t.Logf("%s: %d transactions in 3 seconds", when, n)
+	}
+}
+
+// Of a key with several rows that cannot be read, nothing passes the first of them.
+func TestNothingPassesTheFirstOfSeveralRowsThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	insertKeyed(t, db, "bad", 0, 5)
+	exec(t, db, `UPDATE oncemill.outbox SET metadata = '{"oncemill:base64": 7}' WHERE payload IN ('1', '3')`)
+	sink := newRecorder(nil)
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink})
+	relay.settled(t, 3)
+	if got := ofKey(sink.published(), "bad"); !slices.Equal(got, []int{0}) {
+		t.Errorf("%v came of a key whose rows 1 and 3 cannot be read, want 0 alone", got)
+	}
+}
+
+// A broker that goes away between two rows of a key is to blame, and not the second row.
+func TestABrokerThatGoesAwayMidBatchIsNotTheRowsFault(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	insertKeyed(t, db, "a", 0, 2)
+	insertKeyed(t, db, "b", 0, 2)
+	calls := 0
+	sink := script(func(ctx context.Context, rows []outbox.Row) []error {
+		errs := make([]error, len(rows))
+		if calls++; calls == 2 {
+			<-ctx.Done()
+			for i := range errs {
+				errs[i] = fmt.Errorf("publish: %w", ctx.Err())
+			}
+		}
+		return errs
+	})
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink, PublishTimeout: 200 * time.Millisecond, MaxAttempts: 1})
+	if sum := relay.settled(t, 4); sum.Published != 4 {
+		t.Errorf("%+v, want 4 published", sum)
+	}
+}
+
+
+type querier interface {
+	QueryRow(query string, args ...any) *sql.Row
+}
