@@ -67,6 +67,9 @@ func (l *loop) fill(b *batch, bytes int) error {
 		return fmt.Errorf("database: begin: %w", err)
 	}
 	begun := time.Now()
+	if first, yes := l.aside.expire(begun); yes {
+		l.source.putBack(first)
+	}
 	if b.fetched, err = l.fetch(b.ctx, b.tx, bytes); err != nil {
 		return fmt.Errorf("database: fetch rows: %w", err)
 	}

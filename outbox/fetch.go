@@ -15,13 +15,14 @@ type fetched struct {
 	rows     []Row     // in the order of their ids
 	broken   []failure // rows that cannot be read
 	oldest   time.Time
-	first    int64 // the least id
-	last     int64 // the largest id
-	bytes    int   // of what is counted against batchBytes
-	locked   int   // rows that the transaction holds, not all of which are read
-	more     bool  // there may be further rows that are due
-	widest   int   // of the rows, in such bytes
-	tooLarge bool  // a row was not read because it is larger than was asked for
+	first    int64            // the least id
+	last     int64            // the largest id
+	bytes    int              // of what is counted against batchBytes
+	locked   int              // rows that the transaction holds, not all of which are read
+	more     bool             // there may be further rows that are due
+	widest   int              // of the rows, in such bytes
+	tooLarge bool             // a row was not read because it is larger than was asked for
+	stopped  map[string]int64 // hashes of ordering keys, and the first row of each that cannot be had
 
 	origin   string // of the row that was read last, as metadata
 	originOf time.Time
@@ -36,9 +37,9 @@ const createdAt = `CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' 
 // A source is where the rows of a loop come from.
 type source interface {
 	// rows returns the part of a query, from FROM on, that finds the first n rows that
-	// are due and that no other relay takes, in the order of their ids. "" means that
-	// there are none.
-	rows(ctx context.Context, tx *sql.Tx, n int) (from string, err error)
+	// are due, that no other relay takes and that fulfil a condition, in the order of their
+	// ids. "" means that there are none.
+	rows(ctx context.Context, tx *sql.Tx, n int, condition string) (from string, err error)
 
 	// advance learns what was found. more means that another fetch should follow at once.
 	advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error)
@@ -46,10 +47,8 @@ type source interface {
 	// reset forgets all that is known of the table.
 	reset()
 
-	// putBack learns that rows from an id on were left as they are, and pass that this is
-	// so for all of a batch, so that others may be better.
+	// putBack learns that rows from an id on were left as they are.
 	putBack(first int64)
-	pass(last int64)
 
 	// pipelined tells whether a batch is fetched while another one is under way.
 	pipelined(yes bool)
@@ -69,7 +68,7 @@ func (l *loop) fetch(ctx context.Context, tx *sql.Tx, bytes int) (*fetched, erro
 	if !l.pace.wide() {
 		n = l.pace.rows(bytes)
 	}
-	from, err := l.source.rows(ctx, tx, n)
+	from, err := l.source.rows(ctx, tx, n, l.aside.condition(l.source.inOrder()))
 	if err != nil || from == "" {
 		return &fetched{}, err
 	}

@@ -52,7 +52,7 @@ func (s *scan) due() time.Time {
 	return s.last.Add(pause)
 }
 
-func (s *scan) rows(_ context.Context, _ *sql.Tx, n int) (from string, err error) {
+func (s *scan) rows(_ context.Context, _ *sql.Tx, n int, condition string) (from string, err error) {
 	if s.from = bottom; time.Now().Before(s.due()) {
 		s.from = s.floor
 	}
@@ -65,10 +65,10 @@ func (s *scan) rows(_ context.Context, _ *sql.Tx, n int) (from string, err error
 	}
 	return fmt.Sprintf(`
 			FROM %s.outbox
-			WHERE %sid >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
+			WHERE %sid >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now()) AND %s
 			ORDER BY id
 			LIMIT %d
-			FOR UPDATE SKIP LOCKED`, schema.Quote(s.schema), which, s.from, n), nil
+			FOR UPDATE SKIP LOCKED`, schema.Quote(s.schema), which, s.from, condition, n), nil
 }
 
 // advance moves the floor behind the rows of a fetch.
@@ -91,8 +91,6 @@ func (s *scan) advance(_ context.Context, _ *sql.Tx, f *fetched, begun, ended ti
 func (s *scan) reset() { s.floor = bottom }
 
 func (s *scan) putBack(first int64) { s.floor = min(s.floor, first) }
-
-func (s *scan) pass(last int64) { s.floor = last + 1 }
 
 func (s *scan) pipelined(bool) {}
 

@@ -11,11 +11,11 @@ import (
 // row that was not, waits for it. So do rows for which there is no time left, since those
 // of one key take as many rounds through the Sink as there are of them.
 func (l *loop) publishInOrder(ctx context.Context, f *fetched) *verdicts {
-	v := &verdicts{failed: f.broken}
+	v := newVerdicts(f)
 	end := time.Now().Add(l.batchTime())
-	stopped := make(map[string]int64) // keys, and the first row that is not published
+	stopped := f.stopped // keys, and the first row of each that is not published
 	for _, b := range slices.Backward(f.broken) {
-		stopped[string(b.row.OrderingKey)] = b.row.ID
+		stop(stopped, b.row)
 	}
 	done := false
 	for i, wave := range waves(f.rows) {
@@ -27,12 +27,20 @@ func (l *loop) publishInOrder(ctx context.Context, f *fetched) *verdicts {
 		before := len(v.published)
 		for j, passed := range l.ask(ctx, v, wave) {
 			if !passed {
-				stopped[string(wave[j].OrderingKey)] = wave[j].ID
+				stop(stopped, wave[j])
 			}
 		}
-		done = v.untouched > 0 && len(v.published) == before
+		done = len(v.untouched) > 0 && len(v.published) == before
 	}
 	return v
+}
+
+// stop has those behind a row wait for it.
+func stop(stopped map[string]int64, row Row) {
+	key := hashOf(row.OrderingKey)
+	if id, ok := stopped[key]; !ok || row.ID < id {
+		stopped[key] = row.ID
+	}
 }
 
 // waves returns first the first row of each key, then the second one of each, and so on.
@@ -53,9 +61,11 @@ func waves(rows []Row) (all [][]Row) {
 func (v *verdicts) behind(stopped map[string]int64, wave []Row) []Row {
 	rows := wave[:0]
 	for _, row := range wave {
-		if id, ok := stopped[string(row.OrderingKey)]; ok && id < row.ID {
-			v.waiting++
-			continue
+		if len(stopped) > 0 { // it rarely is not
+			if id, ok := stopped[hashOf(row.OrderingKey)]; ok && id < row.ID {
+				v.waiting++
+				continue
+			}
 		}
 		rows = append(rows, row)
 	}

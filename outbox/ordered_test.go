@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -270,4 +272,89 @@ func TestDeletedRowsOfKeysAreNotSteppedOverAgain(t *testing.T) {
 		t.Errorf("%d steps in the index for %d rows, want at most %d", steps, total, most)
 	}
 	t.Logf("%d steps in the index for %d rows", steps, total)
+}
+
+// A row that somebody has locked, as an operator who is about to change it, holds up its
+// own key only; and what was changed is what goes out.
+func TestARowThatSomebodyHasLockedHoldsUpItsOwnKeyOnly(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	insertKeyed(t, db, "locked", 0, 10)
+	for i := range 70 {
+		insertKeyed(t, db, fmt.Sprint(i), 0, 5)
+	}
+	operator, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer operator.Rollback()
+	if _, err := operator.Exec(`UPDATE oncemill.outbox SET metadata = '{"changed": "yes"}' WHERE ordering_key = 'locked' AND payload = '3'`); err != nil {
+		t.Fatal(err)
+	}
+	sink := newRecorder(nil)
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink})
+	poll(t, func() bool { return rowCount(t, db) == 7 })
+	for i := range 70 {
+		insertKeyed(t, db, fmt.Sprint(i), 5, 10)
+	}
+	relay.Wake()
+	poll(t, func() bool { return rowCount(t, db) == 7 })
+	if got := ofKey(sink.published(), "locked"); !slices.Equal(got, []int{0, 1, 2}) {
+		t.Errorf("%v came of the key whose row 3 is locked", got)
+	}
+	if err := operator.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { return rowCount(t, db) == 0 })
+	rows := sink.published()
+	wantInOrder(t, rows, "locked", 10)
+	for i := range 70 {
+		wantInOrder(t, rows, fmt.Sprint(i), 10)
+	}
+	for _, row := range rows {
+		if string(row.OrderingKey) == "locked" && string(row.Payload) == "3" && row.Metadata["changed"] != "yes" {
+			t.Errorf("the row went out as it was before it was changed: %v", row.Metadata)
+		}
+	}
+}
+
+// A broker may be unavailable for some topics, with a long backlog of theirs in front of
+// all else.
+func TestTopicsThatTheBrokerDoesNotTakeHoldUpNoOthers(t *testing.T) {
+	t.Parallel()
+	for name, key := range map[string]string{"without keys": "NULL", "ordered": "convert_to($1 || (n % 300)::text, 'UTF8')"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := testenv.DB(t)
+			var isAway atomic.Bool
+			isAway.Store(true)
+			sink := newRecorder(func(row outbox.Row) error {
+				if row.Topic == "x" && isAway.Load() {
+					return fmt.Errorf("%w: no leader", outbox.ErrUnavailable)
+				}
+				return nil
+			})
+			logger, log := hearLog()
+			insert := `INSERT INTO oncemill.outbox (topic, ordering_key) SELECT $1::text, ` + key + ` FROM generate_series(1, $2::int) AS n`
+			exec(t, db, insert, "x", 5000)
+			relay := start(t, &outbox.Relay{DB: db, Sink: sink, Logger: logger})
+			for range 30 {
+				exec(t, db, insert, "y", 50)
+				relay.Wake()
+				poll(t, func() bool { return rowCount(t, db) == 5000 })
+			}
+			if err := relay.Ready(); err == nil || !strings.Contains(err.Error(), "no leader") {
+				t.Errorf("ready: %v", err)
+			}
+			isAway.Store(false)
+			poll(t, func() bool { return rowCount(t, db) == 0 })
+			poll(t, func() bool { return relay.Ready() == nil })
+			if n := value[int](t, db, `SELECT count(*) FROM oncemill.outbox WHERE attempts > 0`); n != 0 {
+				t.Errorf("%d rows have attempts", n)
+			}
+			if text := log(); strings.Count(text, "cannot go on") != 1 || strings.Count(text, "goes on") != 1 {
+				t.Errorf("the log is\n%s", text)
+			}
+		})
+	}
 }

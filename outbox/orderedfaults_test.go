@@ -97,7 +97,6 @@ func TestABrokerThatGoesAwayMidBatchIsNotTheRowsFault(t *testing.T) {
 	}
 }
 
-
 type querier interface {
 	QueryRow(query string, args ...any) *sql.Row
 }

@@ -45,14 +45,13 @@ func (p *pace) learn(f *fetched) {
 
 // adapt draws conclusions from how a batch was published.
 func (p *pace) adapt(b *batch, took, target time.Duration, most int) {
-	untouched := b.verdicts.untouched > 0
-	if !b.more || untouched {
+	if !b.more || len(b.verdicts.untouched) > 0 {
 		p.full = 0
 	} else {
 		p.full++
 	}
 	switch {
-	case untouched, took > target:
+	case took > target:
 		p.size = max(p.size/2, min(fewest, most))
 	case b.more && took < target/2:
 		p.size = min(2*p.size, most)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,15 +37,17 @@ const (
 // would be those of a moment before the lock was had, and so perhaps some that the holder
 // before has published and deleted since.
 //
-// Rows are not locked themselves: nobody but the holder of the lock takes them, and a row
-// that is passed over because somebody else has locked it would be overtaken.
+// The rows are chosen by a statement of their own, and read by the next one, which locks
+// them and leaves out those that somebody else has locked: an operator who changes one, or
+// a relay of an older version. What follows such a row of its key waits.
 type ordered struct {
 	schema string
 	to     destination
 	all    [partitions]partition
-	held   []int // the partitions of the last fetch
-	most   int   // rows of the last fetch
-	limit  int   // rows in each of its partitions; more where few of them have many
+	held   []int    // the partitions of the last fetch
+	chosen []choice // its rows, in the order of their ids
+	most   int      // rows of the last fetch
+	limit  int      // rows in each of its partitions; more where few of them have many
 
 	busy    bool      // only half of the partitions are taken, to leave the rest to the next batch
 	met     bool      // there was a row with an ordering key
@@ -82,7 +85,6 @@ func (o *ordered) reset() {
 
 // Floors never pass by a row that is there.
 func (o *ordered) putBack(int64) {}
-func (o *ordered) pass(int64)    {}
 
 func (o *ordered) pause(poll time.Duration) time.Duration { return poll }
 
@@ -99,34 +101,89 @@ func (o *ordered) forget(now time.Time) {
 // while the rows of this one are on their way.
 func (o *ordered) pipelined(yes bool) { o.busy = yes }
 
-// rows locks partitions and returns where their rows are read from, n in all if they are
-// spread evenly. "" means that there is nothing to be read.
-func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int) (from string, err error) {
+// rows locks partitions and returns where the rows are read from that are chosen in them.
+func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int, condition string) (from string, err error) {
 	now := time.Now()
 	if now.Sub(o.forgot) >= forgetFloors {
 		o.forget(now)
 	}
+	o.chosen = o.chosen[:0]
 	if err := o.lock(ctx, tx, now); err != nil || len(o.held) == 0 {
 		return "", err
 	}
+	if err := o.choose(ctx, tx, n, condition); err != nil || len(o.chosen) == 0 {
+		return "", err
+	}
+	ids := make([]byte, 0, 12*len(o.chosen))
+	for _, c := range o.chosen {
+		ids = append(strconv.AppendInt(ids, c.id, 10), ',')
+	}
+	return fmt.Sprintf(`
+			FROM %s
+			WHERE id = ANY ('{%s}'::bigint[]) AND parked_at IS NULL
+			ORDER BY id
+			FOR UPDATE SKIP LOCKED`, o.table(), ids[:len(ids)-1]), nil
+}
+
+// A choice is a row that is to be published.
+type choice struct {
+	id  int64
+	key string // its ordering key's hash
+}
+
+// choose finds the first rows of the held partitions that are due and that no other one of
+// their key precedes: n at most, and in each partition o.limit.
+func (o *ordered) choose(ctx context.Context, tx *sql.Tx, n int, condition string) error {
 	o.most = n
 	o.limit = min(max(o.limit, n/len(o.held), 1), n)
-	return fmt.Sprintf(`
-			FROM (VALUES %[1]s) AS part (number, floor) CROSS JOIN LATERAL (
-				SELECT id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts
-				FROM %[2]s AS o
-				WHERE ordering_key IS NOT NULL AND %[5]s = part.number AND id >= part.floor AND %[6]s
-					AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
-					AND (SELECT true FROM %[2]s AS h
-						WHERE h.ordering_key IS NOT NULL AND (h.parked_at IS NOT NULL OR h.not_before IS NOT NULL)
-							AND sha256(h.ordering_key) = sha256(o.ordering_key) AND h.id < o.id
-							AND (h.parked_at IS NOT NULL OR h.not_before > now())
-						LIMIT 1) IS NULL
-				ORDER BY id
-				LIMIT %[3]d
-			) AS row
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`
+		SELECT row.id, row.key
+		FROM (VALUES %[1]s) AS part (number, floor) CROSS JOIN LATERAL (
+			SELECT id, encode(sha256(ordering_key), 'hex') AS key
+			FROM %[2]s AS o
+			WHERE ordering_key IS NOT NULL AND %[5]s = part.number AND id >= part.floor AND %[6]s AND %[7]s
+				AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now())
+				AND (SELECT true FROM %[2]s AS h
+					WHERE h.ordering_key IS NOT NULL AND (h.parked_at IS NOT NULL OR h.not_before IS NOT NULL)
+						AND sha256(h.ordering_key) = sha256(o.ordering_key) AND h.id < o.id
+						AND (h.parked_at IS NOT NULL OR h.not_before > now())
+					LIMIT 1) IS NULL
 			ORDER BY id
-			LIMIT %[4]d`, o.floors(), o.table(), o.limit, n, partitionOf, o.to.topics), nil
+			LIMIT %[3]d
+		) AS row
+		ORDER BY row.id
+		LIMIT %[4]d`, o.floors(), o.table(), o.limit, n, partitionOf, o.to.topics, condition))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var c choice
+		if err := rows.Scan(&c.id, &c.key); err != nil {
+			return err
+		}
+		o.chosen = append(o.chosen, c)
+	}
+	return rows.Err()
+}
+
+// stopped returns the keys of rows that were chosen and could not be locked, and the first
+// row of each.
+func (o *ordered) stopped(f *fetched) map[string]int64 {
+	got := make(map[int64]bool, f.read())
+	for _, row := range f.rows {
+		got[row.ID] = true
+	}
+	for _, b := range f.broken {
+		got[b.row.ID] = true
+	}
+	stopped := make(map[string]int64)
+	for _, c := range slices.Backward(o.chosen) {
+		if !got[c.id] {
+			stopped[c.key] = c.id
+		}
+	}
+	return stopped
 }
 
 // lock takes the partitions that are to be had, in an order that differs from time to
@@ -171,7 +228,11 @@ func (o *ordered) lock(ctx context.Context, tx *sql.Tx, now time.Time) error {
 // lockName is what the locks of the partitions are derived from, as an SQL literal. Each
 // Sink has locks of its own, or one that is slow would hold up the others.
 func (o *ordered) lockName() string {
-	return `'` + strings.ReplaceAll("oncemill outbox "+schema.Quote(o.schema)+" "+o.to.name, `'`, `''`) + `'`
+	name := "oncemill outbox " + schema.Quote(o.schema)
+	if o.to.name != "" {
+		name += " " + o.to.name
+	}
+	return `'` + strings.ReplaceAll(name, `'`, `''`) + `'`
 }
 
 func (o *ordered) table() string { return schema.Quote(o.schema) + ".outbox" }
@@ -192,9 +253,10 @@ func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, en
 		o.walked = ended
 		o.walk = max(0, ended.Sub(begun)-time.Duration(f.read())*rowTime)
 	}
-	o.met = o.met || f.read() > 0
-	f.more = f.read() > 0 && (f.locked >= o.limit || f.read() < f.locked || o.busy)
-	o.adapt(f)
+	o.met = o.met || len(o.chosen) > 0
+	f.more = f.read() > 0 && (len(o.chosen) >= o.limit || f.read() < f.locked || o.busy)
+	f.stopped = o.stopped(f)
+	o.adapt()
 	if o.met && ended.Sub(o.raised) >= floorEvery && len(o.held) > 0 {
 		o.raised = ended
 		err = o.raise(ctx, tx)
@@ -207,14 +269,15 @@ func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, en
 }
 
 // adapt has the next fetch take more of each partition where few of them have many rows.
-func (o *ordered) adapt(f *fetched) {
-	if f.read() > 0 {
-		o.horizon.see(f.last)
+func (o *ordered) adapt() {
+	n := len(o.chosen)
+	if n > 0 {
+		o.horizon.see(o.chosen[n-1].id)
 	}
 	switch {
-	case f.locked >= o.most:
+	case n >= o.most:
 		o.limit /= 2
-	case f.locked >= o.limit && f.locked < o.most/2:
+	case n >= o.limit && n < o.most/2:
 		o.limit *= 2
 	}
 }

@@ -17,7 +17,7 @@ func (l *loop) publish(b *batch) (took time.Duration) {
 	if l.source.inOrder() {
 		b.verdicts = l.publishInOrder(ctx, b.fetched)
 	} else {
-		b.verdicts = &verdicts{failed: b.broken}
+		b.verdicts = newVerdicts(b.fetched)
 		l.ask(ctx, b.verdicts, b.rows)
 	}
 	b.rows = nil
@@ -33,7 +33,9 @@ func (l *loop) ask(ctx context.Context, v *verdicts, rows []Row) (passed []bool)
 	}
 	answers, err := publishTo(ctx, l.to.sink, rows)
 	if err != nil {
-		v.untouched += len(rows)
+		for _, row := range rows {
+			v.leave(row)
+		}
 		v.unavailable = err
 		return passed
 	}
@@ -41,6 +43,7 @@ func (l *loop) ask(ctx context.Context, v *verdicts, rows []Row) (passed []bool)
 	for i, err := range answers {
 		if passed[i] = err == nil; passed[i] {
 			v.published = append(v.published, rows[i].ID)
+			v.took[rows[i].Topic] = true
 			some = true
 		}
 	}
@@ -62,7 +65,7 @@ func (l *loop) judge(v *verdicts, row Row, err error, others bool) {
 	refused := errors.Is(err, ErrRefused)
 	switch {
 	case !refused && (errors.Is(err, ErrUnavailable) || blameless):
-		v.untouched++
+		v.leave(row)
 		if v.unavailable == nil {
 			v.unavailable = asUnavailable(err)
 		}
@@ -72,6 +75,11 @@ func (l *loop) judge(v *verdicts, row Row, err error, others bool) {
 		pause := backoff(l.minBackoff(), l.maxBackoff(), row.Attempts)
 		v.failed = append(v.failed, failure{row: row, err: err, pause: pause})
 	}
+}
+
+// leave has a row stay as it is.
+func (v *verdicts) leave(row Row) {
+	v.untouched = append(v.untouched, Row{ID: row.ID, Topic: row.Topic, OrderingKey: row.OrderingKey})
 }
 
 func asUnavailable(err error) error {

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -14,8 +15,8 @@ const (
 )
 
 // round publishes one batch. more means that there may be further rows that are
-// due now. An error means that the database or the broker is away; rows whose
-// own fault it is are dealt with in the table.
+// due now. An error means that the database or the broker is away, or the broker for some
+// of the rows while others go on; rows whose own fault it is are dealt with in the table.
 //
 // While the batch is on its way, the one before it is settled and the next one is
 // fetched, on another connection. Batches are published one after another, and
@@ -25,7 +26,7 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 	b := l.ahead
 	if b == nil {
 		if b, more, err = l.take(ctx, l.bytes); b == nil {
-			return more, err
+			return more, cmp.Or(err, l.aside.why())
 		}
 	}
 	if l.ahead = b; ctx.Err() != nil {
@@ -40,9 +41,9 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 		l.giveBack(b)
 		return false, err
 	}
-	if next != nil && b.verdicts.untouched == 0 {
+	if next != nil && len(b.verdicts.untouched) == 0 {
 		l.behind, l.ahead = b, next
-		return true, nil
+		return true, l.aside.why()
 	}
 	if next != nil {
 		l.giveBack(next)
@@ -56,19 +57,28 @@ func (l *loop) conclude(b *batch) (more bool, err error) {
 		return false, err
 	}
 	v := b.verdicts
-	if v.untouched == 0 {
-		return b.again || v.waiting > 0 && len(v.published) > 0, nil
+	if len(v.untouched) == 0 {
+		return b.again || v.waiting > 0 && len(v.published) > 0, l.aside.why()
 	}
-	// A broker that took some of the batch is slow, or is just going away: then
-	// the next round will tell.
 	l.source.putBack(b.first)
-	if len(v.published) == 0 && b.more {
-		l.source.pass(b.last) // other rows may go elsewhere
+	going := l.publishing.Err() == nil
+	refused := v.refusedTopics()
+	if len(refused) == 0 { // a broker that takes a part of all is slow, or is just going away: the next round will tell
+		return going, l.aside.why()
 	}
-	if len(v.published) > 0 && l.publishing.Err() == nil {
-		return true, nil
+	some := l.aside.put(refused, l.source.inOrder(), v.unavailable)
+	return going && (some || len(v.published) > 0), v.unavailable
+}
+
+// refusedTopics returns the rows that are left as they are because the broker was
+// unavailable, without those of topics of which it has taken others.
+func (v *verdicts) refusedTopics() (rows []Row) {
+	for _, row := range v.untouched {
+		if !v.took[row.Topic] {
+			rows = append(rows, row)
+		}
 	}
-	return false, v.unavailable
+	return rows
 }
 
 // finish ends what is under way when Run's context has ended.

@@ -107,6 +107,9 @@ func (l *loop) run(ctx context.Context) error {
 			return l.cutOff(errors.Join(err, l.finish()))
 		}
 		l.record(l, err)
+		if err == nil {
+			l.failures = 0
+		}
 		l.pause(ctx, more, err)
 	}
 	return l.cutOff(l.finish())
@@ -125,7 +128,8 @@ type loop struct {
 	// acknowledged should be deleted, and no COMMIT be cancelled half-way.
 	publishing, settling context.Context
 
-	pace pace // how much fetches take
+	pace  pace  // how much fetches take
+	aside aside // what they leave out
 
 	behind *batch    // published, and not settled before the next one is on its way
 	ahead  *batch    // fetched, to be published next
@@ -163,22 +167,30 @@ func (l *loop) cutOff(err error) error {
 	return nil
 }
 
-// pause waits until the next round is due. A round that failed is repeated ever
-// more slowly, and nothing wakes it up: the database or the broker is away.
+// pause waits until the next round is due.
 func (l *loop) pause(ctx context.Context, more bool, err error) {
-	if err != nil {
-		wait(ctx, backoff(minAway, maxAway, l.failures), nil)
-		l.failures++
-		return
-	}
-	l.failures = 0
-	if !more {
+	switch {
+	case more:
+	case err != nil:
+		l.rest(ctx, err)
+	default:
 		poll := l.pollInterval()
 		if !l.due.IsZero() {
 			poll = min(poll, l.minBackoff())
 		}
-		wait(ctx, l.source.pause(poll), l.wake)
+		wait(ctx, min(l.source.pause(poll), l.aside.wait(poll)), l.wake)
 	}
+}
+
+// rest waits until a round is repeated that failed, ever longer, and nothing wakes it up:
+// the database or the broker is away. If it is the broker, other rows may go out.
+func (l *loop) rest(ctx context.Context, err error) {
+	if l.aside.err != nil && l.aside.err == err {
+		wait(ctx, l.aside.wait(0), l.wake)
+		return
+	}
+	wait(ctx, backoff(minAway, maxAway, l.failures), nil)
+	l.failures++
 }
 
 // wait returns after d, or when ctx ends or woken has something.

@@ -15,11 +15,16 @@ const maxErrorText = 2000
 
 // verdicts says what is to become of a batch's rows.
 type verdicts struct {
-	published   []int64   // ids of the rows to delete
-	failed      []failure // rows to defer or park
-	untouched   int       // rows to leave as they are
-	waiting     int       // rows that were not handed to the Sink, after another one of their key
-	unavailable error     // why
+	published   []int64         // ids of the rows to delete
+	failed      []failure       // rows to defer or park
+	took        map[string]bool // topics of these
+	untouched   []Row           // rows to leave as they are, without what they carry
+	waiting     int             // rows that were not handed to the Sink, after another one of their key
+	unavailable error           // why
+}
+
+func newVerdicts(f *fetched) *verdicts {
+	return &verdicts{failed: f.broken, took: make(map[string]bool)}
 }
 
 // A failure is a row that was not published, through its own fault.

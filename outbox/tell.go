@@ -5,7 +5,7 @@ import "time"
 // tell logs and observes a batch that is committed.
 func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 	logger := l.logger()
-	result := BatchResult{Published: len(v.published), Unavailable: v.untouched, Waiting: v.waiting, Oldest: f.oldest, Took: took}
+	result := BatchResult{Published: len(v.published), Unavailable: len(v.untouched), Waiting: v.waiting, Oldest: f.oldest, Took: took}
 	var first *failure // of those deferred
 	for i, failed := range v.failed {
 		if failed.park {
