@@ -87,22 +87,14 @@ func (a *aside) why() error {
 	return a.err
 }
 
-// list is the names in an SQL array, as a literal.
-func (a *aside) list() string {
+// condition is, in SQL, that a row's topic is not left alone.
+func (a *aside) condition() string {
+	if len(a.names) == 0 {
+		return "true"
+	}
 	quoted := make([]string, 0, len(a.names))
 	for _, name := range slices.Sorted(maps.Keys(a.names)) {
 		quoted = append(quoted, `'`+strings.ReplaceAll(name, `'`, `''`)+`'`)
 	}
-	return `ARRAY[` + strings.Join(quoted, ",") + `]::text[]`
-}
-
-// condition is, in SQL, that a row is not left alone.
-func (a *aside) condition(ordered bool) string {
-	switch {
-	case len(a.names) == 0:
-		return "true"
-	case ordered:
-		return `encode(sha256(ordering_key), 'hex') <> ALL (` + a.list() + `)`
-	}
-	return `topic <> ALL (` + a.list() + `)`
+	return `topic <> ALL (ARRAY[` + strings.Join(quoted, ",") + `]::text[])`
 }

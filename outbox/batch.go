@@ -85,7 +85,8 @@ func (l *loop) fill(b *batch, bytes int) error {
 // begin opens a transaction that Postgres ends by itself should this process
 // freeze in it. The planner is kept to the primary key: for a table that has
 // just been filled and has no statistics yet, it would otherwise choose to sort
-// all rows for every batch.
+// all rows for every batch. Nor is a statement compiled that runs for a few milliseconds,
+// for which that would take longer.
 func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
@@ -93,6 +94,7 @@ func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
 	}
 	set := fmt.Sprintf(`
 		SET LOCAL idle_in_transaction_session_timeout = %d;
+		SET LOCAL jit = off;
 		SET LOCAL enable_seqscan = off;
 		SET LOCAL enable_bitmapscan = off`, l.idleTimeout().Milliseconds())
 	if _, err := tx.ExecContext(ctx, set); err != nil {

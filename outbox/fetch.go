@@ -37,9 +37,9 @@ const createdAt = `CASE WHEN created_at BETWEEN '0001-01-01Z' AND '9999-12-31Z' 
 // A source is where the rows of a loop come from.
 type source interface {
 	// rows returns the part of a query, from FROM on, that finds the first n rows that
-	// are due, that no other relay takes and that fulfil a condition, in the order of their
+	// are due, that no other relay takes and that are not left alone, in the order of their
 	// ids. "" means that there are none.
-	rows(ctx context.Context, tx *sql.Tx, n int, condition string) (from string, err error)
+	rows(ctx context.Context, tx *sql.Tx, n int, aside *aside) (from string, err error)
 
 	// advance learns what was found. more means that another fetch should follow at once.
 	advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error)
@@ -68,7 +68,7 @@ func (l *loop) fetch(ctx context.Context, tx *sql.Tx, bytes int) (*fetched, erro
 	if !l.pace.wide() {
 		n = l.pace.rows(bytes)
 	}
-	from, err := l.source.rows(ctx, tx, n, l.aside.condition(l.source.inOrder()))
+	from, err := l.source.rows(ctx, tx, n, &l.aside)
 	if err != nil || from == "" {
 		return &fetched{}, err
 	}

@@ -52,7 +52,7 @@ func (s *scan) due() time.Time {
 	return s.last.Add(pause)
 }
 
-func (s *scan) rows(_ context.Context, _ *sql.Tx, n int, condition string) (from string, err error) {
+func (s *scan) rows(_ context.Context, _ *sql.Tx, n int, aside *aside) (from string, err error) {
 	if s.from = bottom; time.Now().Before(s.due()) {
 		s.from = s.floor
 	}
@@ -68,7 +68,7 @@ func (s *scan) rows(_ context.Context, _ *sql.Tx, n int, condition string) (from
 			WHERE %sid >= '%d'::bigint AND parked_at IS NULL AND (not_before IS NULL OR not_before <= now()) AND %s
 			ORDER BY id
 			LIMIT %d
-			FOR UPDATE SKIP LOCKED`, schema.Quote(s.schema), which, s.from, condition, n), nil
+			FOR UPDATE SKIP LOCKED`, schema.Quote(s.schema), which, s.from, aside.condition(), n), nil
 }
 
 // advance moves the floor behind the rows of a fetch.

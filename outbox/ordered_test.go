@@ -358,3 +358,53 @@ func TestTopicsThatTheBrokerDoesNotTakeHoldUpNoOthers(t *testing.T) {
 		})
 	}
 }
+
+// However many rows wait behind one that is parked, and however long a transaction stays
+// open that has written to the outbox: others go out, and fetches do not step over all that
+// wait again and again.
+func TestAKeyWithManyRowsThatWaitHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]bool{"": false, "beside an open transaction": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := testenv.DB(t)
+			const waiting = 6_000
+			if late {
+				tx, err := db.Begin()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer tx.Rollback()
+				insertKeyed(t, tx, "late", 0, 1)
+			}
+			insertKeyed(t, db, "hot", 0, waiting)
+			exec(t, db, `UPDATE oncemill.outbox SET parked_at = now() WHERE id = (SELECT min(id) FROM oncemill.outbox)`)
+			sink := newRecorder(nil)
+			relay := start(t, &outbox.Relay{DB: db, Sink: sink})
+			const rounds, keys = 20, 100
+			for round := range rounds {
+				for i := range keys {
+					insertKeyed(t, db, fmt.Sprint(i), round, round+1)
+				}
+				insertKeyed(t, db, "hot", waiting+round, waiting+round+1)
+				relay.Wake()
+				poll(t, func() bool { return rowCount(t, db) == waiting+round+1 })
+			}
+			steps := 0
+			poll(t, func() bool {
+				before := steps
+				steps = value[int](t, db, `SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_keyed'`)
+				return steps >= waiting && steps == before
+			})
+			t.Logf("%d steps in the index", steps)
+			exec(t, db, `UPDATE oncemill.outbox SET parked_at = NULL WHERE parked_at IS NOT NULL`)
+			relay.Wake()
+			poll(t, func() bool { return rowCount(t, db) == 0 })
+			rows := sink.published()
+			wantInOrder(t, rows, "hot", waiting+rounds)
+			for i := range keys {
+				wantInOrder(t, rows, fmt.Sprint(i), rounds)
+			}
+		})
+	}
+}

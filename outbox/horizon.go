@@ -1,0 +1,32 @@
+package outbox
+
+import "slices"
+
+// A horizon is the least id that an open transaction may still commit. Ids are given in
+// their order but committed in another, and a floor that passes by one would have its row
+// overtaken. Snapshots do not tell: a transaction that only reads, or works elsewhere,
+// would hold the horizon back for as long as it is open.
+type horizon struct {
+	safe    int64 // all rows below are committed, or never will be
+	seen    int64 // the largest id that was seen
+	next    int64 // what becomes safe
+	waiting []string
+}
+
+func (h *horizon) see(id int64) { h.seen = max(h.seen, id) }
+
+// look draws conclusions from which transactions write now. Every id up to the largest
+// that was seen was taken by then, under a lock: if its transaction is not among those
+// that write now, it has ended.
+func (h *horizon) look(writers []string) {
+	if h.seen == bottom || slices.ContainsFunc(h.waiting, func(w string) bool { return slices.Contains(writers, w) }) {
+		return
+	}
+	if h.waiting != nil {
+		h.safe = max(h.safe, h.next)
+	}
+	h.next, h.waiting = h.seen+1, writers
+	if len(writers) == 0 {
+		h.safe, h.waiting = max(h.safe, h.next), nil
+	}
+}

@@ -1,0 +1,115 @@
+package outbox
+
+import (
+	"maps"
+	"slices"
+)
+
+// A partition is what an ordered knows of one. Below the floor there is no row, and will
+// be none. From the floor to the tail there are only rows of keys that wait, so fetches
+// begin at the tail: those of a key that waits for long may be many.
+type partition struct {
+	floor, tail int64
+	waits       map[string]int64 // keys, and the row that is deferred or parked of each
+	crowded     bool             // there are so many rows of these keys behind the tail that they are left out
+}
+
+// keys are those that wait.
+func (p *partition) keys() []string { return slices.Collect(maps.Keys(p.waits)) }
+
+// but are the keys that a fetch leaves out.
+func (p *partition) but(aside *aside) []string {
+	if !p.crowded {
+		return nil
+	}
+	return slices.AppendSeq(p.keys(), maps.Keys(aside.names))
+}
+
+// free has those keys wait no more whose row is not deferred or parked still. Their rows
+// are all over the partition.
+func (p *partition) free(still map[int64]bool) (freed bool) {
+	for key, id := range p.waits {
+		if !still[id] {
+			delete(p.waits, key)
+			freed = true
+		}
+	}
+	if freed {
+		p.tail, p.crowded = p.floor, false
+	}
+	return freed
+}
+
+// raise raises the tail, and the floor if nothing waits.
+func (p *partition) raise(to int64) {
+	if to > p.tail {
+		p.tail, p.crowded = to, false
+	}
+	if len(p.waits) == 0 {
+		p.floor = p.tail
+	}
+}
+
+// A window is the first rows behind the tails of some partitions.
+type window struct {
+	*ordered
+	aside *aside
+	rows  map[int]*look
+}
+
+// A look is what a window shows of one partition.
+type look struct {
+	rows    int
+	waiting int // of them, because of an earlier one of their key
+	chosen  int
+	last    int64
+}
+
+// scan takes a row. They come in the order of their ids.
+func (w *window) scan(scan func(...any) error) error {
+	var number int
+	var c choice
+	var held bool
+	if err := scan(&number, &c.id, &c.key, &held); err != nil {
+		return err
+	}
+	p, l := &w.all[number], w.rows[number]
+	if l == nil {
+		l = new(look)
+		w.rows[number] = l
+	}
+	l.rows, l.last = l.rows+1, c.id
+	w.horizon.see(c.id)
+	_, waits := p.waits[c.key]
+	if held && !waits {
+		p.waits[c.key] = c.id
+		waits = true
+	}
+	switch {
+	case waits:
+		l.waiting++
+	case !w.aside.names[c.key]:
+		l.chosen++
+		w.chosen = append(w.chosen, c)
+	}
+	return nil
+}
+
+// conclude moves the tails behind rows that all wait.
+func (w *window) conclude() {
+	for number, l := range w.rows {
+		p := &w.all[number]
+		w.met = true
+		if l.rows < w.limit {
+			continue
+		}
+		before, crowded := p.tail, p.crowded
+		if l.waiting == l.rows {
+			p.raise(min(l.last+1, w.horizon.safe))
+		}
+		if l.chosen == 0 && p.tail <= l.last {
+			p.crowded = true
+		}
+		w.again = w.again || p.tail > before || p.crowded && !crowded
+	}
+}
