@@ -53,10 +53,10 @@ func (p *Player) Say(what string, args ...any) {
 
 // Suffer has something happen to this process, once it has been called more than
 // so many times: it is killed or, with freeze, stopped until the test lets it go
-// on. It says "dying" or "freezing" and the key before.
-func (p *Player) Suffer(freeze bool, after int, key string) {
+// on. It says "dying" or "freezing" and the key before, and reports whether it was stopped.
+func (p *Player) Suffer(freeze bool, after int, key string) (stopped bool) {
 	if p.opportunities.Add(1) != int64(after)+1 {
-		return
+		return false
 	}
 	if freeze {
 		thawed := make(chan os.Signal, 1)
@@ -64,7 +64,7 @@ func (p *Player) Suffer(freeze bool, after int, key string) {
 		p.Say("freezing %s", key)
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		<-thawed // this thread may be the last one that stops
-		return
+		return true
 	}
 	p.Say("dying %s", key)
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

@@ -1,0 +1,78 @@
+package ordered_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/oncemill/oncemill/testcontainers"
+)
+
+// README: messages with the same ordering key are published in the order in which their
+// transactions have committed, whatever happens to relays, broker and database. Nothing
+// is lost, and nothing comes twice while the broker remembers dedup ids.
+func TestKeyedMessagesKeepTheirOrderWhateverHappens(t *testing.T) {
+	t.Parallel()
+	server, broker := ownPostgres(t), ownNATS(t)
+	s := newSite(t, testcontainers.DatabaseOn(t, server), broker.URL(), 2*time.Minute, load{
+		Producers: 3, Writers: 6, Messages: 20_000, Unkeyed: 5_000, Keys: 200, Pause: 40 * time.Millisecond,
+	})
+	s.server, s.broker = server, broker
+	c := newScript(s)
+	c.brokerDies, c.postgresDies = []int{10, 30, 70, 90}, []int{50}
+	l := s.perform(c)
+	s.balance(l, false)
+}
+
+// README: where the broker has forgotten a dedup id, a message may come again, but
+// a later one of its key never comes before it.
+func TestARepetitionComesNeverBeforeItsPredecessors(t *testing.T) {
+	t.Parallel()
+	broker := ownNATS(t)
+	s := newSite(t, testcontainers.Postgres(t), broker.URL(), 100*time.Millisecond, load{
+		Producers: 2, Writers: 6, Messages: 5_000, Unkeyed: 1_000, Keys: 60, Pause: 40 * time.Millisecond,
+	})
+	s.broker = broker
+	s.backoff = 150 * time.Millisecond // a message that is tried again is forgotten by then
+	c := newScript(s)
+	c.brokerDies = []int{20, 60}
+	l := s.perform(c)
+	if l.repeated() == 0 {
+		t.Error("no message came again, so the broker has not forgotten")
+	}
+	s.balance(l, true)
+}
+
+// perform plays a script until all is published.
+func (s *site) perform(c *script) *ledger {
+	s.t.Helper()
+	s.operate()
+	c.open()
+	s.produce()
+	begun := time.Now()
+	c.play()
+	written := time.Since(begun)
+	s.drained()
+	c.close()
+	l := s.read()
+	s.t.Logf("%d messages written in %.1f s and published in %.1f, %d deliveries, %d of them repeated, in %d batches; messages freed: %d; broker away: %d; "+
+		"relays: %d, of which %v; stale batches: %d; transactions late: %d, undone: %d", len(l.sent), written.Seconds(), time.Since(begun).Seconds(),
+		len(l.stream), l.repeated(), s.times("batch"), s.count(`SELECT count(*) FROM freed`), s.times("away"),
+		len(s.relays), c.done, s.times("stale"), s.wrote("late"), s.wrote("undone"))
+	for _, f := range []fault{dieBeforePublishing, dieAfterPublishing, killed, stopped} {
+		if c.done[f] == 0 {
+			s.t.Errorf("no relay has come to %s", f)
+		}
+	}
+	if s.times("stale") == 0 {
+		s.t.Error("no frozen relay has published what it had")
+	}
+	return l
+}
+
+// wrote returns how often producers have said a word.
+func (s *site) wrote(word string) (n int) {
+	for _, p := range s.producers {
+		n += p.Times(word)
+	}
+	return n
+}

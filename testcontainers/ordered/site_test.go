@@ -1,0 +1,228 @@
+package ordered_test
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/process"
+)
+
+// A site is a database and a broker, and the processes between them.
+type site struct {
+	t        *testing.T
+	seed     uint64
+	load     load
+	postgres string // URL
+	nats     string
+	db       *sql.DB
+	js       natsjs.JetStream
+	topic    string // name and subject of the stream
+
+	broker *testcontainers.NATSServer     // nil: none that could be killed
+	server *testcontainers.PostgresServer // the same
+
+	timeout, backoff time.Duration // of relays
+	poll             time.Duration
+	calm             bool
+	relays           []*actor.Process // all that there were
+	producers        []*actor.Process
+}
+
+// Variables that repeat a run.
+const (
+	seedVariable     = "ONCEMILL_TEST_SEED"
+	messagesVariable = "ONCEMILL_TEST_MESSAGES"
+)
+
+// newSite returns a site on given servers, whose stream remembers dedup ids for a while.
+func newSite(t *testing.T, database *testcontainers.Database, broker string, window time.Duration, l load) *site {
+	t.Helper()
+	s := &site{
+		t: t, seed: drawn(t), load: l, postgres: database.URL, nats: broker, db: database.DB, topic: "effects",
+		timeout: time.Second, backoff: 50 * time.Millisecond, poll: 50 * time.Millisecond,
+	}
+	if text := os.Getenv(messagesVariable); text != "" {
+		n, err := strconv.Atoi(text)
+		must(t, err)
+		s.load.Messages = n
+	}
+	t.Logf("to repeat the draws: %s=%d", seedVariable, s.seed)
+	_, err := s.db.Exec(sentSQL)
+	must(t, err)
+	nc, err := nats.Connect(broker, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	must(t, err)
+	t.Cleanup(nc.Close)
+	s.js, err = natsjs.New(nc)
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	_, err = s.js.CreateStream(ctx, natsjs.StreamConfig{Name: s.topic, Subjects: []string{s.topic}, Duplicates: window})
+	must(t, err)
+	return s
+}
+
+// drawn returns the seed that is wanted, or another one each time.
+func drawn(t *testing.T) uint64 {
+	t.Helper()
+	if text := os.Getenv(seedVariable); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		must(t, err)
+		return seed
+	}
+	var seed [4]byte
+	_, _ = rand.Read(seed[:])
+	return uint64(binary.BigEndian.Uint32(seed[:]))
+}
+
+// ownPostgres starts a Postgres server for one test.
+func ownPostgres(t *testing.T) *testcontainers.PostgresServer {
+	t.Helper()
+	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{Volatile: true})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Errorf("close Postgres: %v", err)
+		}
+	})
+	return server
+}
+
+// ownNATS starts a NATS server for one test, which writes through to the disk whatever
+// it acknowledges.
+func ownNATS(t *testing.T) *testcontainers.NATSServer {
+	t.Helper()
+	dir := inMemory(t)
+	config := fmt.Sprintf("jetstream { store_dir: %q, sync_interval: always }", filepath.Join(dir, "streams"))
+	server, err := testcontainers.StartNATS(t.Context(), testcontainers.NATSOptions{Dir: dir, Config: config})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Errorf("close NATS: %v", err)
+		}
+	})
+	return server
+}
+
+// inMemory returns a directory in memory, if there is one for it. It is processes that
+// die here and not the machine, and to write through to a disk once for each message
+// takes minutes.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "oncemill-ordered-")
+	if err != nil {
+		return t.TempDir()
+	}
+	files, err := process.Prepare(dir)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := errors.Join(files.Close(), os.RemoveAll(dir)); err != nil {
+			t.Errorf("remove the files of NATS: %v", err)
+		}
+	})
+	return dir
+}
+
+// produce starts the producers.
+func (s *site) produce() {
+	for n := range s.load.Producers {
+		r := role{Kind: "producer", Name: fmt.Sprint("producer ", n), Postgres: s.postgres, Topic: s.topic, Seed: s.seed, Load: s.load, Producer: n}
+		s.producers = append(s.producers, actor.Start(s.t, r.Name, roleVariable, r))
+	}
+}
+
+// relay starts a relay.
+func (s *site) relay(f fault, after int) *actor.Process {
+	s.t.Helper()
+	r := role{
+		Kind: "relay", Name: fmt.Sprint("relay ", len(s.relays)), Postgres: s.postgres, NATS: s.nats, Seed: s.seed, Calm: s.calm,
+		Fault: f, After: after, PollInterval: s.poll, PublishTimeout: s.timeout, MinBackoff: s.backoff,
+	}
+	p := actor.Start(s.t, r.Name, roleVariable, r)
+	s.relays = append(s.relays, p)
+	return p
+}
+
+// operate has somebody look after parked messages, until the test ends.
+func (s *site) operate() {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- operate(ctx, s.db) }()
+	s.t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			s.t.Errorf("operator: %v", err)
+		}
+	})
+}
+
+// finished tells whether all producers have committed what they had to.
+func (s *site) finished() bool {
+	for _, p := range s.producers {
+		if p.Times("finished") == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// progress returns which part of the load is committed, in percent. While Postgres is
+// away that is not known: 0.
+func (s *site) progress() int {
+	return 100 * s.count(`SELECT count(*) FROM sent`) / (s.load.Messages + s.load.Unkeyed)
+}
+
+// count returns a number from the database, and -1 while that is away.
+func (s *site) count(query string, args ...any) (n int) {
+	if err := s.db.QueryRow(query, args...).Scan(&n); err != nil {
+		return -1
+	}
+	return n
+}
+
+// drained waits until all is written and published.
+func (s *site) drained() {
+	s.t.Helper()
+	eventually(s.t, "all is written and the outbox is empty",
+		func() bool { return s.finished() && s.count(`SELECT count(*) FROM oncemill.outbox`) == 0 },
+		func() string {
+			return fmt.Sprintf("%d %% are written, %d rows are in the outbox, %d of them parked", s.progress(),
+				s.count(`SELECT count(*) FROM oncemill.outbox`), s.count(`SELECT count(*) FROM oncemill.outbox WHERE parked_at IS NOT NULL`))
+		})
+}
+
+// times returns how often relays have said a word.
+func (s *site) times(word string) (n int) {
+	for _, p := range s.relays {
+		n += p.Times(word)
+	}
+	return n
+}
+
+// logged returns how often relays have logged a text.
+func (s *site) logged(text string) (n int) {
+	for _, p := range s.relays {
+		n += p.Logged(text)
+	}
+	return n
+}
+
+// cut returns the first word of a line, and the rest.
+func cut(line string) (word, rest string) {
+	word, rest, _ = strings.Cut(line, " ")
+	return word, rest
+}
