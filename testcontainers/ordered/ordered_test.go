@@ -1,6 +1,7 @@
 package ordered_test
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -25,7 +26,7 @@ func TestKeyedMessagesKeepTheirOrderWhateverHappens(t *testing.T) {
 
 // README: where the broker has forgotten a dedup id, a message may come again, but
 // a later one of its key never comes before it.
-func TestARepetitionComesNeverBeforeItsPredecessors(t *testing.T) {
+func TestARepetitionNeverComesBeforeItsPredecessors(t *testing.T) {
 	t.Parallel()
 	broker := ownNATS(t)
 	s := newSite(t, testcontainers.Postgres(t), broker.URL(), 100*time.Millisecond, load{
@@ -58,15 +59,22 @@ func (s *site) perform(c *script) *ledger {
 		"relays: %d, of which %v; stale batches: %d; transactions late: %d, undone: %d", len(l.sent), written.Seconds(), time.Since(begun).Seconds(),
 		len(l.stream), l.repeated(), s.times("batch"), s.count(`SELECT count(*) FROM freed`), s.times("away"),
 		len(s.relays), c.done, s.times("stale"), s.wrote("late"), s.wrote("undone"))
+	s.wantSuffered(c)
+	return l
+}
+
+// wantSuffered wants everything to have happened that may, unless the load is less than
+// the test's own.
+func (s *site) wantSuffered(c *script) {
+	s.t.Helper()
 	for _, f := range []fault{dieBeforePublishing, dieAfterPublishing, killed, stopped} {
-		if c.done[f] == 0 {
+		if c.done[f] == 0 && os.Getenv(messagesVariable) == "" {
 			s.t.Errorf("no relay has come to %s", f)
 		}
 	}
 	if s.times("stale") == 0 {
 		s.t.Error("no frozen relay has published what it had")
 	}
-	return l
 }
 
 // wrote returns how often producers have said a word.

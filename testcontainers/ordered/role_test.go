@@ -25,7 +25,9 @@ const roleVariable = "ONCEMILL_TEST_ROLE"
 //	late             a producer has committed a transaction that was open for long
 //	undone           a producer has rolled a transaction back
 //	batch N          a relay has handed N messages to the broker
-//	dying WHERE      it does to itself what its Fault says
+//	away             the sink has taken the broker away from a relay
+//	missing          the broker was away by itself
+//	dying UUID      it does to itself what its Fault says
 //	freezing UUID    the same, with this message about to be published
 //	stale N          N messages were published after that
 //	UUID TIME ...    anything that happens to a message

@@ -102,6 +102,9 @@ func (s *sink) each(ctx context.Context, rows []outbox.Row) []error {
 		return errs
 	}
 	answers := s.inner.PublishBatch(ctx, sound)
+	if errors.Is(errors.Join(answers...), outbox.ErrUnavailable) {
+		s.p.Say("missing")
+	}
 	for i := range rows {
 		if errs[i] != nil {
 			continue

@@ -59,7 +59,7 @@ func newSite(t *testing.T, database *testcontainers.Database, broker string, win
 	if text := os.Getenv(messagesVariable); text != "" {
 		n, err := strconv.Atoi(text)
 		must(t, err)
-		s.load.Messages = n
+		s.load.Messages, s.load.Unkeyed = n, s.load.Unkeyed*n/s.load.Messages
 	}
 	t.Logf("to repeat the draws: %s=%d", seedVariable, s.seed)
 	_, err := s.db.Exec(sentSQL)
@@ -197,26 +197,16 @@ func (s *site) count(query string, args ...any) (n int) {
 // drained waits until all is written and published.
 func (s *site) drained() {
 	s.t.Helper()
-	eventually(s.t, "all is written and the outbox is empty",
-		func() bool { return s.finished() && s.count(`SELECT count(*) FROM oncemill.outbox`) == 0 },
-		func() string {
-			return fmt.Sprintf("%d %% are written, %d rows are in the outbox, %d of them parked", s.progress(),
-				s.count(`SELECT count(*) FROM oncemill.outbox`), s.count(`SELECT count(*) FROM oncemill.outbox WHERE parked_at IS NOT NULL`))
-		})
+	eventually(s.t, "all is written and the outbox is empty", s.idle, func() string {
+		return fmt.Sprintf("%d %% are written, %d rows are in the outbox, %d of them parked", s.progress(),
+			s.count(`SELECT count(*) FROM oncemill.outbox`), s.count(`SELECT count(*) FROM oncemill.outbox WHERE parked_at IS NOT NULL`))
+	})
 }
 
 // times returns how often relays have said a word.
 func (s *site) times(word string) (n int) {
 	for _, p := range s.relays {
 		n += p.Times(word)
-	}
-	return n
-}
-
-// logged returns how often relays have logged a text.
-func (s *site) logged(text string) (n int) {
-	for _, p := range s.relays {
-		n += p.Logged(text)
 	}
 	return n
 }

@@ -1,0 +1,152 @@
+package ordered_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/oncemill/oncemill/testcontainers"
+)
+
+// brokenVariable names the rule that a broken build has lost.
+const brokenVariable = "ONCEMILL_TEST_BROKEN"
+
+// A breach takes a rule away from Oncemill, in a build in which brokenVariable names it.
+type breach struct {
+	file     string // in the root module
+	old, new string
+}
+
+// A rule is one that the checker sees broken.
+type rule struct {
+	name     string
+	breaches []breach
+	finds    kind
+	messages int // how many it takes; 0: brokenMessages
+}
+
+// rules are those of the relay and its sink.
+var rules = []rule{
+	{"only what the broker has acknowledged is deleted", []breach{{"outbox/publish.go",
+		`if err == nil {
+			v.published`,
+		`if err == nil || broken("only what the broker has acknowledged is deleted") {
+			v.published`,
+	}}, lost, 0},
+
+	{"a message has one dedup id", []breach{{"consumers/jetstream/sinkencode.go",
+		`e.set(nats.MsgIdHdr, row.DedupID)`,
+		`e.set(nats.MsgIdHdr, row.DedupID)
+	if broken("a message has one dedup id") {
+		e.set(nats.MsgIdHdr, nats.NewInbox())
+	}`,
+	}}, strangeID, 0},
+}
+
+// brokenSource is added to each package that has a breach.
+const brokenSource = `package %s
+
+import "os"
+
+func broken(rule string) bool { return os.Getenv("` + brokenVariable + `") == rule }
+`
+
+const (
+	brokenTest     = "TestARepetitionNeverComesBeforeItsPredecessors"
+	brokenMessages = 1200
+)
+
+// The checker finds nothing in what this build has done, and something in what each build
+// has done that has lost a rule, with the same draws.
+func TestTheCheckerFindsBrokenBuilds(t *testing.T) {
+	t.Parallel()
+	whole, err := os.Executable()
+	must(t, err)
+	lame := breakBuild(t)
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		if out, err := runBroken(t, whole, rule{}); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	for _, r := range rules {
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			want := "a message " + string(r.finds)
+			out, err := runBroken(t, lame, r)
+			for again := 0; again < 2 && !strings.Contains(string(out), want); again++ { // the schedule is not drawn
+				out, err = runBroken(t, lame, r)
+			}
+			if err == nil || !strings.Contains(string(out), want) {
+				t.Errorf("the checker does not find %q: %v\n%s", want, err, out)
+			}
+		})
+	}
+}
+
+// runBroken runs a test in a build that has lost a rule.
+func runBroken(t *testing.T, build string, r rule) ([]byte, error) {
+	t.Helper()
+	messages := r.messages
+	if messages == 0 {
+		messages = brokenMessages
+	}
+	cmd := exec.CommandContext(t.Context(), build, "-test.run=^"+brokenTest+"$", "-test.v")
+	cmd.Env = append(os.Environ(), brokenVariable+"="+r.name, seedVariable+"=7", fmt.Sprintf("%s=%d", messagesVariable, messages),
+		"ONCEMILL_TEST_POSTGRES_URL="+testcontainers.Postgres(t).URL)
+	return cmd.CombinedOutput()
+}
+
+// breakBuild builds this test on an Oncemill that can be told to lose a rule. The sources
+// are replaced for the compiler alone.
+func breakBuild(t *testing.T) (program string) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	must(t, err)
+	dir := t.TempDir()
+	replace := make(map[string]string)
+	put := func(name, text string) {
+		file := filepath.Join(dir, strings.ReplaceAll(name, "/", "_"))
+		must(t, os.WriteFile(file, []byte(text), 0o600))
+		replace[filepath.Join(root, name)] = file
+	}
+	for name, text := range breached(t, root) {
+		put(name, text)
+		pkg := filepath.Dir(name)
+		put(pkg+"/broken.go", fmt.Sprintf(brokenSource, filepath.Base(pkg)))
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600))
+	program = filepath.Join(dir, "broken.test")
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay="+filepath.Join(dir, "overlay.json"), "-o", program, ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("the breaches do not build, so they are to be written anew: %v\n%s", err, out)
+	}
+	return program
+}
+
+// breached returns the sources that have breaches.
+func breached(t *testing.T, root string) map[string]string {
+	t.Helper()
+	texts := make(map[string]string)
+	for _, r := range rules {
+		for _, b := range r.breaches {
+			text, ok := texts[b.file]
+			if !ok {
+				read, err := os.ReadFile(filepath.Join(root, b.file))
+				must(t, err)
+				text = string(read)
+			}
+			if n := strings.Count(text, b.old); n != 1 {
+				t.Fatalf("%s has this %d times, not once, so the breach of the rule that %s is to be written anew:\n%s", b.file, n, r.name, b.old)
+			}
+			texts[b.file] = strings.Replace(text, b.old, b.new, 1)
+		}
+	}
+	return texts
+}
