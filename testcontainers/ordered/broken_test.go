@@ -26,7 +26,8 @@ type rule struct {
 	name     string
 	breaches []breach
 	finds    kind
-	messages int // how many it takes; 0: brokenMessages
+	test     string // "": brokenTest
+	messages int    // how many it takes; 0: brokenMessages
 }
 
 // rules are those of the relay and its sink.
@@ -36,7 +37,7 @@ var rules = []rule{
 			v.published`,
 		`if err == nil || broken("only what the broker has acknowledged is deleted") {
 			v.published`,
-	}}, lost, 0},
+	}}, lost, "", 0},
 
 	{"a message has one dedup id", []breach{{"consumers/jetstream/sinkencode.go",
 		`e.set(nats.MsgIdHdr, row.DedupID)`,
@@ -44,7 +45,7 @@ var rules = []rule{
 	if broken("a message has one dedup id") {
 		e.set(nats.MsgIdHdr, nats.NewInbox())
 	}`,
-	}}, strangeID, 0},
+	}}, strangeID, "", 0},
 }
 
 // brokenSource is added to each package that has a breach.
@@ -91,11 +92,14 @@ func TestTheCheckerFindsBrokenBuilds(t *testing.T) {
 // runBroken runs a test in a build that has lost a rule.
 func runBroken(t *testing.T, build string, r rule) ([]byte, error) {
 	t.Helper()
-	messages := r.messages
+	test, messages := r.test, r.messages
+	if test == "" {
+		test = brokenTest
+	}
 	if messages == 0 {
 		messages = brokenMessages
 	}
-	cmd := exec.CommandContext(t.Context(), build, "-test.run=^"+brokenTest+"$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), build, "-test.run=^"+test+"$", "-test.v")
 	cmd.Env = append(os.Environ(), brokenVariable+"="+r.name, seedVariable+"=7", fmt.Sprintf("%s=%d", messagesVariable, messages),
 		"ONCEMILL_TEST_POSTGRES_URL="+testcontainers.Postgres(t).URL)
 	return cmd.CombinedOutput()

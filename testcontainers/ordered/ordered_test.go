@@ -19,8 +19,27 @@ func TestKeyedMessagesKeepTheirOrderWhateverHappens(t *testing.T) {
 	})
 	s.server, s.broker = server, broker
 	c := newScript(s)
-	c.brokerDies, c.postgresDies = []int{10, 30, 70, 90}, []int{50}
+	c.brokerDies, c.brokerFreezes, c.postgresDies = []int{10, 40, 75}, []int{25, 85}, []int{55}
 	l := s.perform(c)
+	s.balance(l, false)
+}
+
+// Relays that look for rows as often as they can get them from under each other's hands.
+// They keep the order all the same.
+func TestRelaysSideBySideKeepTheOrder(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, testcontainers.Postgres(t), testcontainers.NATS(t).URL, 2*time.Minute, load{
+		Producers: 2, Writers: 8, Messages: 20_000, Unkeyed: 2_000, Keys: 200,
+	})
+	s.calm, s.poll, s.timeout = true, 2*time.Millisecond, 0
+	c := newScript(s)
+	c.faults = nil
+	c.open()
+	s.produce()
+	s.drained()
+	c.close()
+	l := s.read()
+	s.t.Logf("%d messages in %d batches", len(l.sent), s.times("batch"))
 	s.balance(l, false)
 }
 
@@ -35,7 +54,7 @@ func TestARepetitionNeverComesBeforeItsPredecessors(t *testing.T) {
 	s.broker = broker
 	s.backoff = 150 * time.Millisecond // a message that is tried again is forgotten by then
 	c := newScript(s)
-	c.brokerDies = []int{20, 60}
+	c.brokerDies, c.brokerFreezes = []int{20, 60}, []int{40}
 	l := s.perform(c)
 	if l.repeated() == 0 {
 		t.Error("no message came again, so the broker has not forgotten")

@@ -17,9 +17,10 @@ type script struct {
 	cast    []*player
 	zombies []*player // frozen, and replaced
 
-	brokerDies   []int // at which progress, in percent, NATS is killed
-	postgresDies []int // and Postgres
-	done         map[fault]int
+	brokerDies    []int // at which progress, in percent, NATS is killed
+	brokerFreezes []int // and does not answer
+	postgresDies  []int // and Postgres is killed
+	done          map[fault]int
 }
 
 // A player is a relay with what is to become of it.
@@ -104,11 +105,11 @@ func (c *script) happened() bool {
 			return false
 		}
 	}
-	return len(c.faults)+len(c.brokerDies)+len(c.postgresDies) == 0
+	return len(c.faults)+len(c.brokerDies)+len(c.brokerFreezes)+len(c.postgresDies) == 0
 }
 
 func (c *script) state() string {
-	text := fmt.Sprintf("%d %%, to come: %v, broker %v, Postgres %v; frozen: %d; on stage:", c.progress(), c.faults, c.brokerDies, c.postgresDies, len(c.zombies))
+	text := fmt.Sprintf("%d %%, to come: %v, broker %v and %v, Postgres %v; frozen: %d; on stage:", c.progress(), c.faults, c.brokerDies, c.brokerFreezes, c.postgresDies, len(c.zombies))
 	for _, p := range c.cast {
 		text += fmt.Sprintf(" %q", p.fault)
 	}
@@ -165,20 +166,31 @@ func (c *script) thaw() {
 	c.zombies = still
 }
 
-// servers kills the servers that are due, and starts them again once relays have missed
-// them.
+// servers kills and freezes the servers that are due, and has the broker back once relays
+// have missed it.
 func (c *script) servers() {
 	c.t.Helper()
 	if c.isDue(&c.brokerDies) {
-		before := c.times("missing")
 		must(c.t, c.broker.Kill())
-		eventually(c.t, "a relay misses the broker", func() bool { return c.times("missing") > before || c.idle() }, c.state)
+		c.missed()
 		must(c.t, c.broker.Start(c.t.Context()))
+	}
+	if c.isDue(&c.brokerFreezes) { // what is on its way meanwhile arrives afterwards
+		must(c.t, c.broker.Freeze())
+		c.missed()
+		must(c.t, c.broker.Thaw())
 	}
 	if c.isDue(&c.postgresDies) {
 		must(c.t, c.server.Kill())
 		must(c.t, c.server.Start(c.t.Context()))
 	}
+}
+
+// missed waits until two relays have missed the broker, or one has twice.
+func (c *script) missed() {
+	c.t.Helper()
+	before := c.times("missing")
+	eventually(c.t, "relays miss the broker", func() bool { return c.times("missing") >= before+2 || c.idle() }, c.state)
 }
 
 // isDue takes the first of the times away when it has come.
