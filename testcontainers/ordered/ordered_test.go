@@ -24,14 +24,15 @@ func TestKeyedMessagesKeepTheirOrderWhateverHappens(t *testing.T) {
 	s.balance(l, false)
 }
 
-// Relays that look for rows as often as they can get them from under each other's hands.
-// They keep the order all the same.
+// Relays that look for rows as often as they can get them from under each other's hands,
+// just when one has failed. They keep the order all the same.
 func TestRelaysSideBySideKeepTheOrder(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, testcontainers.Postgres(t), testcontainers.NATS(t).URL, 2*time.Minute, load{
-		Producers: 2, Writers: 8, Messages: 20_000, Unkeyed: 2_000, Keys: 200,
+		Producers: 2, Writers: 8, Messages: 10_000, Unkeyed: 1_000, Keys: 200,
 	})
-	s.calm, s.poll, s.timeout = true, 2*time.Millisecond, 0
+	s.steady, s.poll, s.backoff, s.timeout = true, 2*time.Millisecond, 5*time.Millisecond, 0
+	s.operate()
 	c := newScript(s)
 	c.faults = nil
 	c.open()
@@ -49,7 +50,7 @@ func TestARepetitionNeverComesBeforeItsPredecessors(t *testing.T) {
 	t.Parallel()
 	broker := ownNATS(t)
 	s := newSite(t, testcontainers.Postgres(t), broker.URL(), 100*time.Millisecond, load{
-		Producers: 2, Writers: 6, Messages: 5_000, Unkeyed: 1_000, Keys: 60, Pause: 40 * time.Millisecond,
+		Producers: 2, Writers: 6, Messages: 4_000, Unkeyed: 1_000, Keys: 60, Pause: 40 * time.Millisecond,
 	})
 	s.broker = broker
 	s.backoff = 150 * time.Millisecond // a message that is tried again is forgotten by then
@@ -86,8 +87,11 @@ func (s *site) perform(c *script) *ledger {
 // the test's own.
 func (s *site) wantSuffered(c *script) {
 	s.t.Helper()
+	if os.Getenv(messagesVariable) != "" {
+		return
+	}
 	for _, f := range []fault{dieBeforePublishing, dieAfterPublishing, killed, stopped} {
-		if c.done[f] == 0 && os.Getenv(messagesVariable) == "" {
+		if c.done[f] == 0 {
 			s.t.Errorf("no relay has come to %s", f)
 		}
 	}

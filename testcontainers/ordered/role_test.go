@@ -4,7 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"log/slog"
+	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -45,6 +48,7 @@ type role struct {
 
 	// Of a relay.
 	Calm           bool // messages do not fail
+	Steady         bool // the broker is neither slow nor away by itself
 	Fault          fault
 	After          int // how many batches it spares itself that
 	PollInterval   time.Duration
@@ -115,6 +119,7 @@ func (p *performer) relay(ctx context.Context, db *sql.DB) error {
 		PublishTimeout: p.PublishTimeout,
 		MinBackoff:     p.MinBackoff,
 		MaxBackoff:     2 * p.MinBackoff,
+		Logger:         slog.New(quiet{slog.NewTextHandler(os.Stderr, nil)}),
 	}
 	p.Say("running")
 	for {
@@ -126,6 +131,17 @@ func (p *performer) relay(ctx context.Context, db *sql.DB) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// A quiet log leaves out what happens to single messages, which the test has brought about
+// and history tells.
+type quiet struct{ slog.Handler }
+
+func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "parked a message") || strings.Contains(r.Message, "could not be published") {
+		return nil
+	}
+	return q.Handler.Handle(ctx, r)
 }
 
 // tell says what happens to a message.

@@ -34,7 +34,7 @@ var (
 // PublishBatch makes sink an outbox.Sink.
 func (s *sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	draw := lot(s.p.Seed, "batch", s.p.Name, s.calls.Add(1))
-	if s.p.Calm {
+	if s.p.Steady {
 		draw = nil
 	}
 	s.p.Say("batch %d", len(rows))
