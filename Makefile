@@ -48,11 +48,13 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 	@bin/withservers go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./...
 	@set -e; for module in $(filter-out .,$(MODULES)); do \
 		echo "== $$module"; cd $$module; \
-		go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/testcontainers/(kafka(server)?|groupcommit)(/|$$)'); \
+		go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/testcontainers/(kafka(server)?|groupcommit|ordered)(/|$$)'); \
 		cd ..; \
 	done
 	@echo "== testcontainers, faults in batches$(if $(RACE), (with the race detector))"
 	@cd testcontainers && go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./groupcommit
+	@echo "== testcontainers, order under faults$(if $(RACE), (with the race detector))"
+	@cd testcontainers && go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./ordered
 	@if [ "$$ONCEMILL_TEST_REQUIRE_KAFKA" = 1 ] || missing=$$(bin/withservers -kafka-available); then \
 		$(TEST_KAFKA); \
 	else \

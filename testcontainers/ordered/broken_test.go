@@ -33,10 +33,8 @@ type rule struct {
 // rules are those of the relay and its sink.
 var rules = []rule{
 	{"only what the broker has acknowledged is deleted", []breach{{"outbox/publish.go",
-		`if err == nil {
-			v.published`,
-		`if err == nil || broken("only what the broker has acknowledged is deleted") {
-			v.published`,
+		`if passed[i] = err == nil; passed[i] {`,
+		`if passed[i] = err == nil || broken("only what the broker has acknowledged is deleted"); passed[i] {`,
 	}}, lost, "", 0},
 
 	{"a message has one dedup id", []breach{{"consumers/jetstream/sinkencode.go",
@@ -45,7 +43,54 @@ var rules = []rule{
 	if broken("a message has one dedup id") {
 		e.set(nats.MsgIdHdr, nats.NewInbox())
 	}`,
-	}}, strangeID, "", 0},
+	}}, strangeID, "TestARepetitionNeverComesBeforeItsPredecessors", 0},
+
+	{"a partition has one relay", []breach{{"outbox/partition.go",
+		`WHERE %s AND pg_try_advisory_xact_lock(hashtextextended(%s, number))`,
+		`WHERE %s AND (pg_try_advisory_xact_lock(hashtextextended(%s, number))` +
+			spliced(" OR true", "a partition has one relay", "rows are read after the lock was taken") + `)`,
+	}}, again, "", 0},
+
+	{"rows are read after the lock was taken", []breach{{"outbox/partition.go",
+		`FROM (VALUES %[1]s) AS part (number, floor) CROSS JOIN LATERAL (`,
+		`FROM (SELECT * FROM (VALUES %[1]s) AS p (number, floor)` +
+			spliced(" WHERE pg_try_advisory_xact_lock(number)", "rows are read after the lock was taken") + ` OFFSET 0) AS part CROSS JOIN LATERAL (`,
+	}}, again, "", 0},
+
+	{"one message of a key is on its way at a time", []breach{{"outbox/order.go",
+		`depth := make(map[string]int)`,
+		`if broken("one message of a key is on its way at a time") {
+		return [][]Row{rows}
+	}
+	depth := make(map[string]int)`,
+	}}, overtaken, "", 0},
+
+	{"nothing passes what was not acknowledged", []breach{{"outbox/order.go",
+		`if !passed {`,
+		`if !passed && !broken("nothing passes what was not acknowledged") {`,
+	}}, overtaken, "", 0},
+
+	{"rows wait behind one that is deferred or parked", []breach{{"outbox/partition.go",
+		`AND h.id < o.id`,
+		`AND h.id < o.id` + spliced(" AND false", "rows wait behind one that is deferred or parked"),
+	}}, overtaken, "", 0},
+
+	{"floors do not pass by what may still be committed", []breach{{"outbox/partition.go",
+		`safe := o.horizon.safe //`,
+		`safe := o.horizon.safe
+	if broken("floors do not pass by what may still be committed") && o.horizon.seen != bottom {
+		safe = o.horizon.seen + 1
+	} //`,
+	}, {"outbox/partition.go", // or what was passed by would be found after a minute
+		`if now.Sub(o.forgot) >= forgetFloors {`,
+		`if now.Sub(o.forgot) >= forgetFloors || broken("floors do not pass by what may still be committed") && now.Sub(o.forgot) >= time.Second {`,
+	}}, overtaken, "", 0},
+}
+
+// spliced is what goes into a statement, where that is a literal, to have a part more of it
+// if one of the rules is lost.
+func spliced(part string, rules ...string) string {
+	return fmt.Sprintf("` + where(%q, %#v...) + `", part, rules)
 }
 
 // brokenSource is added to each package that has a breach.
@@ -54,11 +99,21 @@ const brokenSource = `package %s
 import "os"
 
 func broken(rule string) bool { return os.Getenv("` + brokenVariable + `") == rule }
+
+// where returns a part of a statement if one of the rules is the one that is lost.
+func where(part string, rules ...string) string {
+	for _, rule := range rules {
+		if broken(rule) {
+			return part
+		}
+	}
+	return ""
+}
 `
 
 const (
-	brokenTest     = "TestARepetitionNeverComesBeforeItsPredecessors"
-	brokenMessages = 1200
+	brokenTest     = "TestRelaysSideBySideKeepTheOrder"
+	brokenMessages = 1500
 )
 
 // The checker finds nothing in what this build has done, and something in what each build

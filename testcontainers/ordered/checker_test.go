@@ -200,7 +200,8 @@ func readStream(t *testing.T, js natsjs.JetStream, name string) (all []delivery)
 		must(t, err)
 		meta, err := msg.Metadata()
 		must(t, err)
-		d := delivery{uuid: msg.Headers().Get(jetstream.UUIDHeader), id: msg.Headers().Get(nats.MsgIdHdr), at: meta.Timestamp}
+		d := delivery{uuid: msg.Headers().Get(jetstream.UUIDHeader), at: meta.Timestamp}
+		d.id = cmp.Or(msg.Headers().Get(nats.MsgIdHdr), msg.Headers().Get(idHeader))
 		must(t, json.Unmarshal(msg.Data(), &d.body))
 		all = append(all, d)
 	}

@@ -49,6 +49,7 @@ type role struct {
 	// Of a relay.
 	Calm           bool // messages do not fail
 	Steady         bool // the broker is neither slow nor away by itself
+	Bare           bool // messages go without dedup ids, and no acks are lost
 	Fault          fault
 	After          int // how many batches it spares itself that
 	PollInterval   time.Duration

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -88,6 +89,12 @@ func (s *sink) each(ctx context.Context, rows []outbox.Row) []error {
 		if !s.p.Calm {
 			fates[i] = fateOf(s.p.Seed, row)
 		}
+		if s.p.Bare {
+			row = bare(row)
+			if fates[i] == isLost {
+				fates[i] = fails
+			}
+		}
 		switch fates[i] {
 		case fails:
 			errs[i] = errFails
@@ -116,6 +123,17 @@ func (s *sink) each(ctx context.Context, rows []outbox.Row) []error {
 		}
 	}
 	return errs
+}
+
+// idHeader has the dedup id of a message that goes without one, as far as the broker knows.
+const idHeader = "id"
+
+// bare has a row published as often as the relay wants it to be.
+func bare(row outbox.Row) outbox.Row {
+	row.Metadata = maps.Clone(row.Metadata)
+	row.Metadata[idHeader] = row.DedupID
+	row.DedupID = ""
+	return row
 }
 
 // stale publishes what this process had in its hands when it froze. Its deadline is

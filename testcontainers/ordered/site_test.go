@@ -38,7 +38,9 @@ type site struct {
 
 	timeout, backoff time.Duration // of relays
 	poll             time.Duration
-	calm, steady     bool
+	calm             bool // and so on: see role
+	steady           bool
+	bare             bool
 	relays           []*actor.Process // all that there were
 	producers        []*actor.Process
 }
@@ -149,7 +151,7 @@ func (s *site) produce() {
 func (s *site) relay(f fault, after int) *actor.Process {
 	s.t.Helper()
 	r := role{
-		Kind: "relay", Name: fmt.Sprint("relay ", len(s.relays)), Postgres: s.postgres, NATS: s.nats, Seed: s.seed, Calm: s.calm, Steady: s.steady,
+		Kind: "relay", Name: fmt.Sprint("relay ", len(s.relays)), Postgres: s.postgres, NATS: s.nats, Seed: s.seed, Calm: s.calm, Steady: s.steady, Bare: s.bare,
 		Fault: f, After: after, PollInterval: s.poll, PublishTimeout: s.timeout, MinBackoff: s.backoff,
 	}
 	p := actor.Start(s.t, r.Name, roleVariable, r)
