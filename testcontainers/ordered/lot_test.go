@@ -21,9 +21,13 @@ func lot(seed uint64, about ...any) *rand.Rand {
 func keyName(n int) string { return fmt.Sprintf("key-%03d", n) }
 
 // shares divides messages among keys, by Zipf's law: the first of 200 keys has about
-// the twentieth part, and the last one the five hundredth.
-func shares(messages, keys int) []int {
-	const exponent = 0.6
+// the twentieth part, and the last one the five hundredth. If they are even, all have
+// the same.
+func shares(messages, keys int, even bool) []int {
+	exponent := 0.6
+	if even {
+		exponent = 0
+	}
 	var sum float64
 	for k := range keys {
 		sum += math.Pow(float64(k+1), -exponent)

@@ -50,7 +50,7 @@ type message struct {
 // produce writes what the producer has to.
 func (p *producer) produce(ctx context.Context) error {
 	p.changed = sync.NewCond(&p.mu)
-	for k, total := range shares(p.Load.Messages, p.Load.Keys) {
+	for k, total := range shares(p.Load.Messages, p.Load.Keys, p.Load.Even) {
 		if k%p.Load.Producers == p.Producer {
 			p.keys = append(p.keys, &key{name: keyName(k), total: total})
 			p.left += total

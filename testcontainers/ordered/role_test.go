@@ -66,6 +66,7 @@ type load struct {
 	Keys      int
 	Pause     time.Duration // the longest one between two transactions of a writer
 	Simple    bool          // one message in each transaction, which commits at once
+	Even      bool          // no key is hot
 }
 
 type fault string

@@ -55,9 +55,12 @@ func (s *sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	return errs
 }
 
-// publish publishes rows, half of them after the other half. The broker may go away
-// in between, or with the acknowledgements of the second half.
+// publish publishes rows, half of them after the other half if the broker is unsteady: it may go
+// away in between, or with the acknowledgements of the second half.
 func (s *sink) publish(ctx context.Context, rows []outbox.Row, draw *rand.Rand) []error {
+	if draw == nil {
+		return s.each(ctx, rows)
+	}
 	half := len(rows) / 2
 	errs := s.each(ctx, rows[:half])
 	if s.p.suffer(freezeWithinAPublish, rows[half:]) {
