@@ -66,6 +66,20 @@ func (f *flags) addresses(name, usage string) *[]string {
 
 // check checks the flags and returns what connects.
 func (o kafkaOptions) check(logger *slog.Logger) (connectTo, error) {
+	options, err := o.options()
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (*broker, error) {
+		if *o.sasl == "plain" && !o.hasTLS() {
+			logger.Warn("with --kafka-sasl plain and without --kafka-tls the password can be read on the network")
+		}
+		return o.connect(ctx, options, logger)
+	}, nil
+}
+
+// options checks the flags and returns what they mean to franz-go.
+func (o kafkaOptions) options() ([]kgo.Opt, error) {
 	options := []kgo.Opt{
 		kgo.SeedBrokers(*o.brokers...),
 		kgo.ClientID("oncemill relay"),
@@ -87,13 +101,10 @@ func (o kafkaOptions) check(logger *slog.Logger) (connectTo, error) {
 	if mechanism != nil {
 		options = append(options, kgo.SASL(mechanism))
 	}
-	return func(ctx context.Context) (*broker, error) {
-		if config == nil && *o.sasl == "plain" {
-			logger.Warn("with --kafka-sasl plain and without --kafka-tls the password can be read on the network")
-		}
-		return o.connect(ctx, options, logger)
-	}, nil
+	return options, nil
 }
+
+func (o kafkaOptions) hasTLS() bool { return *o.tls || *o.ca != "" || *o.cert != "" }
 
 // connect returns a broker that has answered.
 func (o kafkaOptions) connect(ctx context.Context, options []kgo.Opt, logger *slog.Logger) (*broker, error) {
@@ -124,7 +135,7 @@ func (o kafkaOptions) tlsConfig() (*tls.Config, error) {
 	if (*o.cert == "") != (*o.key == "") {
 		return nil, usagef("--kafka-tls-cert and --kafka-tls-key only go together: give both or neither")
 	}
-	if !*o.tls && *o.ca == "" && *o.cert == "" {
+	if !o.hasTLS() {
 		return nil, nil
 	}
 	config := new(tls.Config)

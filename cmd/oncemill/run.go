@@ -39,7 +39,7 @@ func commands() []command {
 	return []command{
 		migrateCommand, relayCommand, resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand,
 		guardCommand, guardTenantsCommand, guardTenantsAddCommand, guardTenantsRotateCommand, guardTenantsRevokeCommand, guardTenantsListCommand,
-		versionCommand,
+		doctorCommand, versionCommand,
 	}
 }
 

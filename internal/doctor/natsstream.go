@@ -1,0 +1,176 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+func (n *NATS) lookAtStream(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, 4*natsWithin)
+	defer cancel()
+	stream, err := n.js.Stream(ctx, name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		n.fail("stream", fmt.Sprintf("there is no stream %q", name), "", "see `nats stream ls` for those there are")
+		return
+	case err != nil:
+		n.skip("stream", fmt.Sprintf("stream %q cannot be looked at: %v", name, err), "")
+		return
+	}
+	info := stream.CachedInfo()
+	before := len(n.all)
+	n.lookAtCopies(info)
+	n.lookAtWindow(info)
+	n.lookAtAge(info)
+	n.lookAtRoom(info)
+	n.lookAtInterest(info)
+	n.lookAtConsumers(ctx, stream)
+	if len(n.all) == before {
+		c := info.Config
+		n.ok("stream", "%q: %s on %s storage, messages kept for %s, repetitions dropped for %v, %s", name, counted(int64(c.Replicas), 0, "replica", "replicas"), c.Storage, lasting(c.MaxAge), c.Duplicates,
+			counted(int64(info.State.Consumers), 0, "consumer", "consumers"))
+	}
+}
+
+// lasting is for how long messages are kept.
+func lasting(d time.Duration) string {
+	if d <= 0 {
+		return "ever"
+	}
+	return seconds(d)
+}
+
+func (n *NATS) lookAtCopies(info *jetstream.StreamInfo) {
+	c := info.Config
+	switch one := c.Replicas <= 1; {
+	case c.Storage == jetstream.MemoryStorage && one:
+		n.fail("storage", fmt.Sprintf("stream %q is in memory, with one replica", c.Name), "a restart of the server loses its messages, which the outbox has deleted since they were acknowledged", "make it with --storage file, and --replicas 3")
+		return
+	case c.Storage == jetstream.MemoryStorage:
+		n.warn("storage", fmt.Sprintf("stream %q is in memory", c.Name), "servers that restart together lose its messages, which the outbox has deleted since they were acknowledged", "make it with --storage file")
+	}
+	if c.Replicas <= 1 {
+		n.warn("replicas", fmt.Sprintf("stream %q has one replica", c.Name),
+			"the server acknowledges before it flushes to the disk: after a power failure, or with the disk, messages are lost that the outbox has deleted",
+			"on a cluster of three: nats stream edit "+c.Name+" --replicas 3; on one server set sync_interval: always, or have the relay keep what it has published")
+	}
+	if down := missing(info); down > 0 {
+		n.warn("replicas", fmt.Sprintf("stream %q: %s offline or behind", c.Name, counted(int64(down), 0, "replica is", "replicas are")), "one more, and nothing can be published", "see `nats stream info "+c.Name+"`")
+	}
+}
+
+// missing counts the replicas that are not there.
+func missing(info *jetstream.StreamInfo) (n int) {
+	if info.Cluster == nil {
+		return 0
+	}
+	for _, r := range info.Cluster.Replicas {
+		if r.Offline || !r.Current {
+			n++
+		}
+	}
+	return n
+}
+
+// leastWindow is how long after it a relay that freezes or dies may have its rows
+// published again: until Postgres has ended its transaction, with the default
+// --publish-timeout, and another relay has come to them.
+const leastWindow = 30 * time.Second
+
+func (n *NATS) lookAtWindow(info *jetstream.StreamInfo) {
+	if c := info.Config; c.Duplicates < leastWindow {
+		n.warn("duplicate window", fmt.Sprintf("stream %q drops repetitions for %v only", c.Name, c.Duplicates),
+			"a relay that dies after publishing has its rows published again, up to 21 seconds later with the default --publish-timeout. Consumers with Once or Guard drop them too; others see them twice",
+			"nats stream edit "+c.Name+" --dupe-window 2m")
+	}
+}
+
+// lookAtAge compares what the stream can send again with the claims that are kept.
+func (n *NATS) lookAtAge(info *jetstream.StreamInfo) {
+	c := info.Config
+	if c.Retention == jetstream.WorkQueuePolicy && c.MaxAge == 0 {
+		return // a message goes when it is acknowledged
+	}
+	n.lookAtHorizon(n.Briefing, fmt.Sprintf("stream %q keeps messages for %s", c.Name, lasting(c.MaxAge)), c.MaxAge,
+		fmt.Sprintf("nats stream edit %s --max-age %s", c.Name, hours(n.Briefing.Kept)))
+}
+
+// lookAtHorizon warns if a broker keeps messages for longer than claims are kept. 0 or
+// less is for ever.
+func (f *findings) lookAtHorizon(b Briefing, found string, kept time.Duration, command string) {
+	if b.Kept <= 0 || kept > 0 && kept <= b.Kept {
+		return
+	}
+	whose := "claims"
+	if b.Consumer != "" {
+		whose = fmt.Sprintf("claims of consumer %q", b.Consumer)
+	}
+	f.warn("retention", fmt.Sprintf("%s, %s are kept for %s", found, whose, seconds(b.Kept)),
+		"a message that comes again after its claim was purged, as when a consumer is made anew, is not known any more. If it tells its time of origin, it is refused with ErrTooOld and becomes a dead letter; if not, its effects happen again",
+		command+"; or raise Inbox.Retention (and --retention here), which costs about 200 bytes a claim")
+}
+
+// hours is a time as the command nats takes it.
+func hours(d time.Duration) string { return fmt.Sprintf("%dh", max(1, int(d/time.Hour))) }
+
+func (n *NATS) lookAtRoom(info *jetstream.StreamInfo) {
+	c := info.Config
+	n.lookAtLimit("limits", fmt.Sprintf("size of stream %q (discard %s)", c.Name, c.Discard), info.State.Bytes, c.MaxBytes)
+	n.lookAtLimit("limits", fmt.Sprintf("number of messages of stream %q (discard %s)", c.Name, c.Discard), info.State.Msgs, c.MaxMsgs)
+	if c.MaxMsgSize > 0 && c.MaxMsgSize < 64<<10 {
+		n.warn("limits", fmt.Sprintf("stream %q takes messages of %s at most", c.Name, size(int64(c.MaxMsgSize))), "larger ones are parked in the outbox; a dead letter is up to 2 KiB larger than its message", "nats stream edit "+c.Name+" --max-msg-size -1")
+	}
+}
+
+func (n *NATS) lookAtInterest(info *jetstream.StreamInfo) {
+	if c := info.Config; c.Retention == jetstream.InterestPolicy && info.State.Consumers == 0 {
+		n.warn("consumers", fmt.Sprintf("stream %q keeps messages for its consumers only, and has none", c.Name), "what is published is acknowledged and dropped", "start what consumes it, or use --retention limits")
+	}
+}
+
+// shortAckWait is what a handler and its way back take on a busy machine. The subscriber
+// keeps extending it while a handler runs.
+const shortAckWait = 5 * time.Second
+
+func (n *NATS) lookAtConsumers(ctx context.Context, stream jetstream.Stream) {
+	lister := stream.ListConsumers(ctx)
+	for info := range lister.Info() {
+		n.lookAtConsumer(info)
+	}
+	if err := lister.Err(); err != nil && !errors.Is(err, jetstream.ErrEndOfData) {
+		n.skip("consumers", fmt.Sprintf("the consumers of stream %q cannot be listed: %v", stream.CachedInfo().Config.Name, err), "")
+	}
+}
+
+func (n *NATS) lookAtConsumer(info *jetstream.ConsumerInfo) {
+	c, who := info.Config, fmt.Sprintf("consumer %q of stream %q", info.Name, info.Stream)
+	edit := "nats consumer edit " + info.Stream + " " + info.Name
+	if c.MaxDeliver > 0 {
+		n.warn("consumers", fmt.Sprintf("%s gives a message up after %s", who, counted(int64(c.MaxDeliver), 0, "delivery", "deliveries")),
+			"deliveries that fail while Postgres is away count too: then messages are stuck, neither handled nor a dead letter. consumers/jetstream refuses to start on it",
+			edit+" --max-deliver -1; consumers.Stack gives up what keeps failing")
+	}
+	if c.AckPolicy != jetstream.AckExplicitPolicy {
+		n.warn("consumers", fmt.Sprintf("%s has the ack policy %s", who, c.AckPolicy), "messages count as handled that are not", "make it again with --ack explicit")
+		return
+	}
+	if c.AckWait < shortAckWait {
+		n.warn("consumers", fmt.Sprintf("%s sends a message again after %v", who, c.AckWait), "handlers that are not done by then have it come twice at a time. Once makes one wait for the other, but both take a connection", edit+" --wait 30s")
+	}
+}
+
+// hostOf is the host of a URL.
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		host, _, _ := net.SplitHostPort(address)
+		return host
+	}
+	return u.Hostname()
+}
