@@ -22,17 +22,17 @@ func (p *Postgres) lookAtSchema(ctx context.Context, tx *sql.Tx) error {
 			"as the owner of the schema: "+SQL([]Grant{{Privilege: "USAGE"}}, p.Schema, pq.QuoteIdentifier(p.who)))
 		return nil
 	}
+	if readable, err := p.has(ctx, tx, Grant{Privilege: "SELECT", On: "schema_version"}); err != nil || !readable {
+		return p.unreadable(ctx, tx, err)
+	}
 	found, err := dbcheck.Version(ctx, tx, p.Schema)
 	if err != nil {
 		return err
 	}
-	command := "oncemill migrate"
-	if named(p.Schema) != schema.Default {
-		command += " --schema '" + p.Schema + "'"
-	}
+	command := p.migrateCommand()
 	switch err := dbcheck.Supported(p.Schema, found); {
 	case found == 0:
-		p.fail("schema", "schema "+named(p.Schema)+" has no Oncemill tables", fmt.Sprintf("this build needs version %d", schema.Version), "run `"+command+"` on this database, as a role that may create schemas; or name another with --schema")
+		p.noTables()
 	case err != nil && found > schema.Version:
 		p.fail("schema", fmt.Sprintf("schema %s has version %d, which is newer than this program", named(p.Schema), found), fmt.Sprintf("this build knows versions %d to %d, and refuses to start on others", schema.Oldest, schema.Version),
 			"upgrade this program to the release whose `oncemill migrate` made that version")
@@ -46,6 +46,39 @@ func (p *Postgres) lookAtSchema(ctx context.Context, tx *sql.Tx) error {
 		p.version = found
 		p.ok("schema", "schema %s has version %d, as this build needs", named(p.Schema), found)
 	}
+	return nil
+}
+
+func (p *Postgres) migrateCommand() string {
+	command := "oncemill migrate"
+	if named(p.Schema) != schema.Default {
+		command += " --schema '" + p.Schema + "'"
+	}
+	return command
+}
+
+func (p *Postgres) noTables() {
+	p.fail("schema", "schema "+named(p.Schema)+" has no Oncemill tables", fmt.Sprintf("this build needs version %d", schema.Version),
+		"run `"+p.migrateCommand()+"` on this database, as a role that may create schemas; or name another with --schema")
+}
+
+// unreadable goes on as if the version were right, if there are tables: a producer need not
+// be able to read it.
+func (p *Postgres) unreadable(ctx context.Context, tx *sql.Tx, err error) error {
+	if err != nil {
+		return err
+	}
+	var exists bool
+	err = tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = `+p.schemaLiteral()+` AND c.relname = 'schema_version')`).Scan(&exists)
+	if err != nil {
+		return err
+	}
+	if !exists {
+		p.noTables()
+		return nil
+	}
+	p.version = schema.Version
+	p.skip("schema", fmt.Sprintf("role %q may not read the schema's version", p.who), SQL([]Grant{{Privilege: "SELECT", On: "schema_version"}}, p.Schema, pq.QuoteIdentifier(p.who)))
 	return nil
 }
 
