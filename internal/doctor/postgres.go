@@ -33,6 +33,7 @@ type Postgres struct {
 	config  pq.Config
 	version int // of the schema, 0 while that is not known
 	who     string
+	told    bool // what the role lacks to look at everything
 	brief   Briefing
 	findings
 }
@@ -128,7 +129,7 @@ func (p *Postgres) runOne(ctx context.Context, db *sql.DB, c check) (goOn bool) 
 		p.skip(c.name, "interrupted", "")
 		return false
 	case errors.As(err, &server) && server.Code == "42501":
-		p.skip(c.name, "the role "+p.who+" may not look: "+server.Message, "connect as a role with the grants of the doctor (docs/operating.md), or give this one:\n"+SQL(Reader.Grants(max(p.version, schema.Oldest)), p.Schema, pq.QuoteIdentifier(p.who)))
+		p.skip(c.name, fmt.Sprintf("role %q may not look: %s", p.who, server.Message), p.howToSee(ctx, db))
 		return true
 	case errors.As(err, &server) && (server.Code == "57014" || server.Code == "55P03"):
 		p.skip(c.name, fmt.Sprintf("no answer within %v: %s", answerWithin, server.Message), "see what the findings about old snapshots and vacuum say, and pg_stat_activity")
@@ -142,6 +143,23 @@ func (p *Postgres) runOne(ctx context.Context, db *sql.DB, c check) (goOn bool) 
 	}
 	p.skip(c.name, p.redacted(err), "")
 	return true
+}
+
+// howToSee says once what a role lacks to look at everything.
+func (p *Postgres) howToSee(ctx context.Context, db *sql.DB) string {
+	if p.told {
+		return "as above"
+	}
+	p.told = true
+	var missing []Grant
+	err := inReadOnly(ctx, db, func(ctx context.Context, tx *sql.Tx) (err error) {
+		missing, err = p.missing(ctx, tx, Reader.Grants(max(p.version, schema.Oldest)))
+		return err
+	})
+	if err != nil || len(missing) == 0 {
+		return "connect as a role with the grants of the doctor (docs/operating.md)"
+	}
+	return "connect as a role with the grants of the doctor (docs/operating.md), or give this one what it lacks of them:\n" + SQL(missing, p.Schema, pq.QuoteIdentifier(p.who))
 }
 
 // begin runs a check. What opens connections of its own holds none meanwhile: a pooler may

@@ -128,16 +128,9 @@ func (p *Postgres) lookAtGrants(ctx context.Context, tx *sql.Tx) error {
 	case Migrate:
 		return p.lookAtMigrator(ctx, tx)
 	}
-	var missing []Grant
-	all := p.Role.Grants(p.version)
-	for _, g := range all {
-		has, err := p.has(ctx, tx, g)
-		if err != nil {
-			return err
-		}
-		if !has {
-			missing = append(missing, g)
-		}
+	missing, err := p.missing(ctx, tx, p.Role.Grants(p.version))
+	if err != nil {
+		return err
 	}
 	if len(missing) == 0 {
 		p.ok("grants", "role %q has what the %s needs", p.who, p.Role)
@@ -150,6 +143,20 @@ func (p *Postgres) lookAtGrants(ctx context.Context, tx *sql.Tx) error {
 		p.fail("grants", fmt.Sprintf("role %q lacks %s", p.who, what), why, statement)
 	}
 	return nil
+}
+
+// missing returns those of some grants that the role does not have.
+func (p *Postgres) missing(ctx context.Context, tx *sql.Tx, all []Grant) (missing []Grant, err error) {
+	for _, g := range all {
+		has, err := p.has(ctx, tx, g)
+		if err != nil {
+			return nil, err
+		}
+		if !has {
+			missing = append(missing, g)
+		}
+	}
+	return missing, nil
 }
 
 // has reports whether the role has a grant. What is not there cannot be looked at by its
