@@ -163,8 +163,8 @@ func (o doctorOptions) nats() (func(context.Context, doctor.Briefing) []doctor.F
 	}
 	options = append(options, nats.Name("oncemill doctor"), nats.Timeout(5*time.Second))
 	return func(ctx context.Context, brief doctor.Briefing) []doctor.Finding {
-		connect := func() (*nats.Conn, error) { return o.broker.nats.connect(options) }
-		return (&doctor.NATS{Connect: connect, Briefing: brief, Topics: *o.topics, Streams: *o.streams}).Check(ctx)
+		connect := func() (*nats.Conn, error) { return nats.Connect(*o.broker.nats.url, options...) }
+		return (&doctor.NATS{Connect: connect, Address: redacted(*o.broker.nats.url), Briefing: brief, Topics: *o.topics, Streams: *o.streams}).Check(ctx)
 	}, nil
 }
 

@@ -14,6 +14,7 @@ import (
 // NATS is the broker to be looked at.
 type NATS struct {
 	Connect  func() (*nats.Conn, error) // its error names no password
+	Address  string                     // for people, without user and password
 	Briefing Briefing                   // what the database says
 	Topics   []string                   // subjects to look at besides those of the Briefing
 	Streams  []string                   // streams to look at besides those that capture the topics
@@ -31,7 +32,8 @@ func (n *NATS) Check(ctx context.Context) []Finding {
 	begun := time.Now()
 	conn, err := n.Connect()
 	if err != nil {
-		n.fail("connection", err.Error(), "what the outbox holds waits until NATS is back; what else is in NATS was not looked at", "")
+		n.fail("connection", n.Address+" cannot be reached: "+err.Error(), "what the outbox holds waits until NATS is back; what else is in NATS was not looked at",
+			"check --nats-url, TLS, the credentials and that the server runs")
 		return n.all
 	}
 	defer conn.Close()
