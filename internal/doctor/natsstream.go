@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -33,7 +34,7 @@ func (n *NATS) lookAtStream(ctx context.Context, name string) {
 	n.lookAtConsumers(ctx, stream)
 	if len(n.all) == before {
 		c := info.Config
-		n.ok("stream", "%q: %s on %s storage, messages kept for %s, repetitions dropped for %v, %s", name, counted(int64(c.Replicas), 0, "replica", "replicas"), c.Storage, lasting(c.MaxAge), c.Duplicates,
+		n.ok("stream", "%q: %s on %s storage, messages kept for %s, repetitions dropped for %s, %s", name, counted(int64(c.Replicas), 0, "replica", "replicas"), strings.ToLower(c.Storage.String()), lasting(c.MaxAge), seconds(c.Duplicates),
 			counted(int64(info.State.Consumers), 0, "consumer", "consumers"))
 	}
 }

@@ -47,8 +47,8 @@ SELECT topic, extract(epoch FROM now() - GREATEST(created_at, not_before)) FROM 
 	waits := time.Duration(age * float64(time.Second))
 	found := fmt.Sprintf("%s in the outbox, the oldest for %s, to topic %q", counted(n, mostCounted, "message waits", "messages wait"), seconds(waits), topic)
 	if waits > orDefault(p.Late, DefaultLate) {
-		p.warn("backlog", found, "no relay runs, the broker does not take the messages, or the relays are too slow: what they should cause has not happened yet",
-			"see that `oncemill relay` runs and what its log and /readyz say; see that the topic exists on the broker")
+		p.warn("backlog", found, "no relay runs, the broker does not take the messages, the relays are too slow, or they wait behind one with the same ordering key that is deferred or parked: what they should cause has not happened yet",
+			"see that `oncemill relay` runs and what its log and /readyz say, that the topic exists on the broker, and what is deferred or parked")
 		return nil
 	}
 	p.ok("backlog", "%s", found)

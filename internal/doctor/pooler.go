@@ -41,23 +41,48 @@ func (p *Postgres) lookForPooler(ctx context.Context, _ *sql.Tx) error {
 		return p.noPoolerKnown(err)
 	}
 	defer second.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it is only read from
-	other, err := backend(ctx, second)
+	shared, err := shareSession(ctx, first, second)
 	if err != nil {
 		return p.noPoolerKnown(err)
 	}
-	if other != pid { // both are open: each has a session of its own
+	if !shared {
 		p.ok("pooler", "one such as PgBouncer is between, and gives each connection a session of its own (session mode)")
 		return nil
 	}
 	return p.transactionPooler(ctx, first, second)
 }
 
-// transactionPooler looks at whether prepared statements survive.
+// shareSession reports whether two connections that are both open have run queries in one
+// session. It takes some turns, since others use the pooler too.
+func shareSession(ctx context.Context, first, second *pgconn.PgConn) (shared bool, err error) {
+	seen := make(map[uint32]*pgconn.PgConn)
+	for range 5 {
+		for _, conn := range []*pgconn.PgConn{first, second} {
+			pid, err := backend(ctx, conn)
+			if err != nil {
+				return false, err
+			}
+			if other := seen[pid]; other != nil && other != conn {
+				return true, nil
+			}
+			seen[pid] = conn
+		}
+	}
+	return len(seen) > 2, nil
+}
+
+// transactionPooler looks at whether transactions and prepared statements are possible.
 func (p *Postgres) transactionPooler(ctx context.Context, first, second *pgconn.PgConn) error {
+	kept, err := keepsPrepared(ctx, first, second)
+	if err != nil && strings.Contains(err.Error(), "statement pooling") {
+		p.fail("pooler", "one such as PgBouncer is between, and gives connections a session for each statement (statement mode)",
+			"claims, rows and messages are one transaction, which it refuses", "set pool_mode = transaction or session, or connect to Postgres itself")
+		p.stop = true
+		return nil
+	}
 	p.warn("pooler", "one such as PgBouncer is between, and gives connections a session for each transaction (transaction mode)",
 		"LISTEN does not reach through it: a relay finds new messages only when it looks, every --poll-interval",
 		"let the relay connect to Postgres itself; workers and guards may stay behind the pooler")
-	kept, err := keepsPrepared(ctx, first, second)
 	switch {
 	case err != nil:
 		p.skip("prepared statements", "whether the pooler keeps them could not be found out: "+p.redacted(err), "PgBouncer: version 1.21 or newer, and max_prepared_statements above 0")
@@ -80,11 +105,7 @@ func keepsPrepared(ctx context.Context, first, second *pgconn.PgConn) (kept bool
 	if _, err := first.Prepare(ctx, name, `SELECT 1`, nil); err != nil {
 		return false, err
 	}
-	if _, err := second.Exec(ctx, `BEGIN READ ONLY`).ReadAll(); err != nil {
-		return false, err
-	}
-	defer second.Exec(context.WithoutCancel(ctx), `ROLLBACK`).Close() //nolint:errcheck // closing ends it too
-	if _, err := backend(ctx, second); err != nil {
+	if _, err := second.Exec(ctx, `BEGIN READ ONLY`).ReadAll(); err != nil { // closing second ends it
 		return false, err
 	}
 	result := first.ExecPrepared(ctx, name, nil, nil, nil).Read()

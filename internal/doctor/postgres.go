@@ -33,6 +33,7 @@ type Postgres struct {
 	config  pq.Config
 	version int // of the schema, 0 while that is not known
 	who     string
+	stop    bool // nothing else can be looked at
 	told    bool // what the role lacks to look at everything
 	brief   Briefing
 	findings
@@ -92,8 +93,8 @@ func (p *Postgres) Check(ctx context.Context) ([]Finding, Briefing) {
 
 func (p *Postgres) runAll(ctx context.Context, db *sql.DB) {
 	server := []check{
-		{name: "connection", run: p.lookAtSession}, {name: "version", run: p.lookAtVersion}, {name: "primary", run: p.lookAtPrimary}, {name: "writable", run: p.lookAtWritable},
-		{name: "encoding", run: p.lookAtEncoding}, {name: "durability", run: p.lookAtDurability}, {name: "standbys", run: p.lookAtStandbys}, {name: "pooler", run: p.lookForPooler, alone: true},
+		{name: "pooler", run: p.lookForPooler, alone: true}, {name: "connection", run: p.lookAtSession}, {name: "version", run: p.lookAtVersion}, {name: "primary", run: p.lookAtPrimary}, {name: "writable", run: p.lookAtWritable},
+		{name: "encoding", run: p.lookAtEncoding}, {name: "durability", run: p.lookAtDurability}, {name: "standbys", run: p.lookAtStandbys},
 		{name: "parameters", run: p.lookAtParameters, alone: true}, {name: "timeouts", run: p.lookAtTimeouts}, {name: "isolation", run: p.lookAtIsolation},
 		{name: "connections", run: p.lookAtConnections}, {name: "clock", run: p.lookAtClock}, {name: "schema", run: p.lookAtSchema},
 	}
@@ -107,7 +108,7 @@ func (p *Postgres) runAll(ctx context.Context, db *sql.DB) {
 	for _, checks := range [][]check{server, tables} {
 		for i, c := range checks {
 			if !p.runOne(ctx, db, c) {
-				p.skip("the rest", fmt.Sprintf("%d more checks of Postgres were not made", len(checks)-i-1), "run it again when the connection is stable")
+				p.skip("the rest", fmt.Sprintf("%d more checks of Postgres, and those after them, were not made", len(checks)-i-1), "run it again when that is put right")
 				return
 			}
 		}
@@ -124,7 +125,7 @@ func (p *Postgres) runOne(ctx context.Context, db *sql.DB, c check) (goOn bool) 
 	var server *pq.Error
 	switch {
 	case err == nil:
-		return true
+		return !p.stop
 	case ctx.Err() != nil:
 		p.skip(c.name, "interrupted", "")
 		return false
@@ -134,9 +135,6 @@ func (p *Postgres) runOne(ctx context.Context, db *sql.DB, c check) (goOn bool) 
 	case errors.As(err, &server) && (server.Code == "57014" || server.Code == "55P03"):
 		p.skip(c.name, fmt.Sprintf("no answer within %v: %s", answerWithin, server.Message), "see what the findings about old snapshots and vacuum say, and pg_stat_activity")
 		return true
-	case errors.As(err, &server) && server.Code == "08P01" && strings.Contains(server.Message, "statement pooling"):
-		p.fail("pooler", "a pooler in statement mode is between: "+server.Message, "claims, rows and messages are one transaction, which it refuses", "set pool_mode = transaction or session, or connect to Postgres itself")
-		return false
 	case isLost(err):
 		p.fail(c.name, "the connection was lost: "+p.redacted(err), "", "")
 		return false
@@ -215,7 +213,7 @@ func (p *Postgres) connect(ctx context.Context, db *sql.DB) bool {
 		do = "the server has no TLS: set it up there, or add sslmode=disable to the connection string, as for a server on this machine"
 	case strings.Contains(text, "startup parameter"):
 		do = "it is PgBouncer: in its configuration set ignore_startup_parameters = extra_float_digits, or leave the parameter out of the connection string"
-	case strings.Contains(text, "too many connections") || strings.Contains(text, "remaining connection slots"):
+	case strings.Contains(text, "too many ") || strings.Contains(text, "remaining connection slots"):
 		do = "close connections or raise max_connections; limit the pools of all programs with SetMaxOpenConns"
 	}
 	p.fail("connection", p.address()+" cannot be reached: "+p.redacted(err), "nothing works without it; what else is in Postgres was not looked at", do)

@@ -36,7 +36,7 @@ ORDER BY xact_start LIMIT 1`).Scan(&pid, &who, &database, &program, &state, &cli
 	}
 	err = tx.QueryRowContext(ctx, `
 SELECT count(*) FROM pg_stat_activity
-WHERE usesysid IS NOT NULL AND NOT pg_has_role(usesysid, 'USAGE') AND NOT pg_has_role('pg_read_all_stats', 'USAGE')`).Scan(&hidden)
+WHERE datid IS NOT NULL AND NOT pg_has_role(usesysid, 'USAGE') AND NOT pg_has_role('pg_read_all_stats', 'USAGE')`).Scan(&hidden)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package doctor_test
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 	"time"
 
@@ -93,6 +94,11 @@ func TestClaimsThatNobodyPurgesAreNamed(t *testing.T) {
 func TestATableThatVacuumDoesNotGetToIsNamed(t *testing.T) {
 	t.Parallel()
 	d := reader(t)
+	snapshot, err := d.admin.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+	must(t, err)
+	defer snapshot.Rollback() //nolint:errcheck // it only keeps autovacuum from being quicker
+	_, err = snapshot.Exec(`SELECT 1`)
+	must(t, err)
 	conn, err := d.admin.Conn(t.Context())
 	must(t, err)
 	defer conn.Close()
@@ -105,7 +111,7 @@ func TestATableThatVacuumDoesNotGetToIsNamed(t *testing.T) {
 		_, err := conn.ExecContext(t.Context(), statement)
 		must(t, err)
 	}
-	d.look("").want(doctor.Warn, "vacuum", "outbox has 250000 dead rows beside 0 live ones", "never", "VACUUM")
+	d.look("").want(doctor.Warn, "vacuum", "outbox has 250000 dead rows beside 0 live ones", "VACUUM")
 	d.exec(`ALTER TABLE oncemill.claims SET (autovacuum_enabled = false)`)
 	d.look("").want(doctor.Warn, "vacuum", "autovacuum is disabled for claims")
 }
