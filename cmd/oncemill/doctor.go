@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/oncemill/oncemill/internal/doctor"
+	"github.com/oncemill/oncemill/outbox"
 )
 
 var doctorCommand = command{
@@ -52,6 +53,8 @@ beside --retention, limits that are nearly reached, and their consumers.
 Kafka, with --kafka-brokers: connection; of the topics of the outbox, or those named:
 replicas and min.insync.replicas, retention.ms beside --retention, compaction, unclean
 leaders.
+
+A relay that publishes to both has routes: give them here too.
 
 Where the outbox is empty and nothing is named, it looks at all streams or topics, if
 they are 20 at most.
@@ -117,46 +120,111 @@ func (f *flags) names(name, usage string) *[]string {
 	return p
 }
 
+// A look looks at one broker, as the database says that it has to be.
+type look func(context.Context, doctor.Briefing) []doctor.Finding
+
 // run looks at everything. What cannot be reached is a finding, and the rest is looked at.
 func (o doctorOptions) run(ctx context.Context, stdout io.Writer) error {
-	lookAtBroker, err := o.check()
+	brokers, err := o.check()
 	if err != nil {
 		return err
 	}
 	out := &doctorReport{w: stdout, json: *o.json}
 	findings, brief := (&doctor.Postgres{URL: *o.url, Schema: *o.schema, Role: doctor.Role(*o.role), Retention: *o.retention}).Check(ctx)
 	out.print(findings)
-	if lookAtBroker != nil {
-		out.print(lookAtBroker(ctx, brief))
+	brief.Topics = append(brief.Topics, *o.topics...)
+	topics := o.divide(brief.Topics)
+	out.print(unrouted(topics[""]))
+	for _, name := range []string{toNATS, toKafka} {
+		if lookAt := brokers[name]; lookAt != nil {
+			brief.Topics = topics[name]
+			out.print(lookAt(ctx, brief))
+		}
 	}
-	return out.end(lookAtBroker != nil)
+	return out.end(len(brokers) > 0)
 }
 
-// check checks the flags and returns what looks at the broker, nil if none is named.
-func (o doctorOptions) check() (lookAtBroker func(context.Context, doctor.Briefing) []doctor.Finding, err error) {
+// check checks the flags and returns what looks at the brokers that are named.
+func (o doctorOptions) check() (map[string]look, error) {
 	if _, err := o.connector(); err != nil {
 		return nil, err
 	}
 	kafka, nats := o.broker.given("kafka-"), o.broker.given("nats-")
 	switch brokers := o.broker.given("kafka-brokers"); {
-	case brokers != "" && nats != "":
-		return nil, usagef("%s is for Kafka and %s for NATS: leave out one or the other", brokers, nats)
-	case brokers != "":
-		if len(*o.streams) > 0 {
-			return nil, usagef("--stream is for NATS: with Kafka name topics by --topic")
-		}
-		return o.kafka()
-	case kafka != "":
+	case kafka != "" && brokers == "":
 		return nil, usagef("%s is for Kafka: give --kafka-brokers as well, or set %s", kafka, variable("kafka-brokers"))
-	case nats != "":
-		return o.nats()
-	case len(*o.streams) > 0 || len(*o.topics) > 0:
-		return nil, usagef("--stream and --topic need a broker: give --nats-url or --kafka-brokers")
+	case brokers != "" && nats == "" && len(*o.streams) > 0:
+		return nil, usagef("--stream is for NATS: with Kafka name topics by --topic")
+	case brokers == "" && nats == "" && (len(*o.streams) > 0 || len(*o.topics) > 0 || len(*o.broker.routes) > 0):
+		return nil, usagef("--stream, --topic and --route need a broker: give --nats-url or --kafka-brokers")
+	case brokers == "" && nats == "":
+		return nil, nil
+	case len(*o.broker.routes) > 0 || brokers != "" && nats != "": // they are checked as the relay does
+		if _, err := o.broker.check(slog.New(slog.DiscardHandler)); err != nil {
+			return nil, err
+		}
 	}
-	return nil, nil
+	looks := make(map[string]look)
+	for name, one := range map[string]struct {
+		given string
+		look  func() (look, error)
+	}{toNATS: {nats, o.nats}, toKafka: {kafka, o.kafka}} {
+		if one.given == "" {
+			continue
+		}
+		lookAt, err := one.look()
+		if err != nil {
+			return nil, err
+		}
+		looks[name] = lookAt
+	}
+	return looks, nil
 }
 
-func (o doctorOptions) nats() (func(context.Context, doctor.Briefing) []doctor.Finding, error) {
+// divide returns which topics go to which broker, and under "" those without a route, as
+// the relay's router has it.
+func (o doctorOptions) divide(topics []string) map[string][]string {
+	if len(*o.broker.routes) == 0 { // there is one broker at most
+		return map[string][]string{toNATS: topics, toKafka: topics}
+	}
+	var nats, kafka topicsSeen
+	router := &outbox.Router{Routes: *o.broker.routes, Sinks: map[string]outbox.Sink{toNATS: &nats, toKafka: &kafka}}
+	rows := make([]outbox.Row, len(topics))
+	for i, topic := range topics {
+		rows[i].Topic = topic
+	}
+	divided := make(map[string][]string)
+	for i, err := range router.PublishBatch(context.Background(), rows) {
+		if err != nil {
+			divided[""] = append(divided[""], topics[i])
+		}
+	}
+	divided[toNATS], divided[toKafka] = nats, kafka
+	return divided
+}
+
+// topicsSeen is a sink that keeps the topics of the rows that it is given.
+type topicsSeen []string
+
+func (s *topicsSeen) PublishBatch(_ context.Context, rows []outbox.Row) []error {
+	for _, row := range rows {
+		*s = append(*s, row.Topic)
+	}
+	return make([]error, len(rows))
+}
+
+// unrouted says which topics lead nowhere.
+func unrouted(topics []string) (findings []doctor.Finding) {
+	for _, topic := range topics {
+		findings = append(findings, doctor.Finding{
+			Level: doctor.Fail, Part: doctor.PartPostgres, Check: "routes", Found: fmt.Sprintf("no --route has topic %q", topic),
+			Why: "the relay parks messages to it", Do: "add a route to the relay, such as --route '*=nats' as the last",
+		})
+	}
+	return findings
+}
+
+func (o doctorOptions) nats() (look, error) {
 	options, err := o.broker.nats.options(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
@@ -164,21 +232,23 @@ func (o doctorOptions) nats() (func(context.Context, doctor.Briefing) []doctor.F
 	options = append(options, nats.Name("oncemill doctor"), nats.Timeout(5*time.Second))
 	return func(ctx context.Context, brief doctor.Briefing) []doctor.Finding {
 		connect := func() (*nats.Conn, error) { return nats.Connect(*o.broker.nats.url, options...) }
-		return (&doctor.NATS{Connect: connect, Address: redacted(*o.broker.nats.url), Briefing: brief, Topics: *o.topics, Streams: *o.streams}).Check(ctx)
+		return (&doctor.NATS{Connect: connect, Address: redacted(*o.broker.nats.url), Briefing: brief, Streams: *o.streams}).Check(ctx)
 	}, nil
 }
 
-func (o doctorOptions) kafka() (func(context.Context, doctor.Briefing) []doctor.Finding, error) {
+func (o doctorOptions) kafka() (look, error) {
 	options, err := o.broker.kafka.options()
 	if err != nil {
 		return nil, err
 	}
-	client, err := kgo.NewClient(append(options, kgo.ClientID("oncemill doctor"))...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to Kafka: %w", err)
-	}
+	options = append(options, kgo.ClientID("oncemill doctor"))
 	return func(ctx context.Context, brief doctor.Briefing) []doctor.Finding {
+		brokers := strings.Join(*o.broker.kafka.brokers, ",")
+		client, err := kgo.NewClient(options...)
+		if err != nil {
+			return []doctor.Finding{{Level: doctor.Fail, Part: doctor.PartKafka, Check: "connection", Found: brokers + ": " + err.Error()}}
+		}
 		defer client.Close()
-		return (&doctor.Kafka{Client: client, Brokers: strings.Join(*o.broker.kafka.brokers, ","), Briefing: brief, Topics: *o.topics}).Check(ctx)
+		return (&doctor.Kafka{Client: client, Brokers: brokers, Briefing: brief}).Check(ctx)
 	}, nil
 }

@@ -32,6 +32,28 @@ func TestDoctorSaysWhatIsWrongAndExitsWithOne(t *testing.T) {
 	}
 }
 
+// With routes each topic is looked for on its broker only.
+func TestDoctorKnowsRoutes(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.publish(t, 1)
+	_, err := s.db.Exec(`INSERT INTO oncemill.outbox (topic) VALUES ('audit-logins'), ('elsewhere')`)
+	must(t, err)
+	code, stdout, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": s.dbURL, "ONCEMILL_NATS_URL": s.natsURL},
+		"doctor", "--kafka-brokers", "127.0.0.1:1", "--route", s.subject+"=nats,audit-*=kafka")
+	if code != 1 {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+	for says, want := range map[string]bool{
+		`FAIL  routes: no --route has topic "elsewhere"`: true, "Kafka\nFAIL  connection": true, `stream "` + s.subject: true,
+		"no stream captures topic": false, "there is no topic": false,
+	} {
+		if strings.Contains(stdout, says) != want {
+			t.Errorf("%q: want %v in\n%s", says, want, stdout)
+		}
+	}
+}
+
 func TestDoctorWritesJSON(t *testing.T) {
 	t.Parallel()
 	code, stdout, _ := call(t, map[string]string{"ONCEMILL_DATABASE_URL": testenv.PostgresURL(t)}, "doctor", "--json")
@@ -109,10 +131,12 @@ func TestDoctorNamesWrongFlags(t *testing.T) {
 		{[]string{"--database-url", address, "--role", "admin"}, []string{"--role", "want one of producer, worker, effects, relay, guard, operator, doctor, migrate"}},
 		{[]string{"--database-url", address, "--retention", "7d"}, []string{"--retention", "with its unit"}},
 		{[]string{"--database-url", address, "--stream", "A,,B"}, []string{"--stream", "separated by commas"}},
-		{[]string{"--database-url", address, "--stream", "A"}, []string{"--stream and --topic need a broker"}},
-		{[]string{"--database-url", address, "--topic", "a"}, []string{"--stream and --topic need a broker"}},
+		{[]string{"--database-url", address, "--stream", "A"}, []string{"--stream, --topic and --route need a broker"}},
+		{[]string{"--database-url", address, "--topic", "a"}, []string{"--stream, --topic and --route need a broker"}},
 		{[]string{"--database-url", address, "--kafka-brokers", "a:1", "--stream", "A"}, []string{"--stream is for NATS"}},
 		{[]string{"--database-url", address, "--kafka-brokers", "a:1", "--nats-url", "b"}, []string{"leave out one or the other"}},
+		{[]string{"--database-url", address, "--route", "*=nats"}, []string{"--stream, --topic and --route need a broker"}},
+		{[]string{"--database-url", address, "--nats-url", "h", "--route", "*=kafka"}, []string{"--route"}},
 		{[]string{"--database-url", address, "--kafka-tls"}, []string{"give --kafka-brokers as well"}},
 		{[]string{"--database-url", address, "--nats-url", "nats://u:" + secret + "@:x"}, []string{"--nats-url is not an address"}},
 		{[]string{"--database-url", "mysql://u:" + secret + "@h/d"}, []string{"--database-url is not a connection string"}},

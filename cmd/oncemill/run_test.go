@@ -60,7 +60,7 @@ func TestHelpTeaches(t *testing.T) {
 		"claims resolve": {"database-url", "schema"},
 		"guard": {"listen", "database-url", "schema", "tenants", "audit-token-file", "legacy", "tls-cert", "tls-key", "lease", "timeout", "retention",
 			"event-retention", "drain-timeout", "connections", "test-calls", "log-level", "log-format"},
-		"doctor": {"database-url", "schema", "role", "retention", "stream", "topic", "json", "nats-url", "nats-creds", "nats-tls-ca", "nats-tls-cert", "nats-tls-key",
+		"doctor": {"database-url", "schema", "role", "retention", "stream", "topic", "json", "route", "nats-url", "nats-creds", "nats-tls-ca", "nats-tls-cert", "nats-tls-key",
 			"kafka-brokers", "kafka-tls", "kafka-tls-ca", "kafka-tls-cert", "kafka-tls-key", "kafka-sasl", "kafka-user", "kafka-password-file"},
 		"guard tenants":        nil,
 		"guard tenants add":    {"tenants", "expires-in", "rate", "burst"},
