@@ -157,6 +157,24 @@ func TestConsumersThatLoseMessagesAreNamed(t *testing.T) {
 	}
 }
 
+func TestConsumersThatStandStillAreNamed(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	stream := b.stream(nil)
+	for range 3 {
+		_, err := b.js.Publish(t.Context(), b.name+".orders", nil)
+		must(t, err)
+	}
+	consumer, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "idle", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1, MaxAckPending: 2})
+	must(t, err)
+	b.look(doctor.NATS{Streams: []string{b.name}}).want(doctor.Warn, "consumers", `consumer "idle"`, "3 messages wait, and nobody receives", "start its workers")
+	batch, err := consumer.Fetch(2)
+	must(t, err)
+	for range batch.Messages() { // they are not acknowledged
+	}
+	b.look(doctor.NATS{Streams: []string{b.name}}).want(doctor.Warn, "consumers", "has 2 messages that are not acknowledged", "1 message waits", "--max-pending")
+}
+
 func TestABrokerThatCannotBeReached(t *testing.T) {
 	t.Parallel()
 	n := doctor.NATS{Address: "127.0.0.1:1", Connect: func() (*nats.Conn, error) { return nats.Connect("nats://127.0.0.1:1") }}

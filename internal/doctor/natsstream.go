@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
 	"strings"
@@ -161,8 +162,21 @@ func (n *NATS) lookAtConsumer(info *jetstream.ConsumerInfo) {
 		n.warn("consumers", fmt.Sprintf("%s has the ack policy %s", who, c.AckPolicy), "messages count as handled that are not", "make it again with --ack explicit")
 		return
 	}
+	n.lookAtProgress(info, who)
 	if c.AckWait < shortAckWait {
 		n.warn("consumers", fmt.Sprintf("%s sends a message again after %v", who, c.AckWait), "handlers that are not done by then have it come twice at a time. Once makes one wait for the other, but both take a connection", edit+" --wait 30s")
+	}
+}
+
+// lookAtProgress looks at whether a consumer's messages are received.
+func (n *NATS) lookAtProgress(info *jetstream.ConsumerInfo, who string) {
+	waiting := counted(int64(min(info.NumPending, math.MaxInt64)), 0, "message waits", "messages wait") //nolint:gosec // it is bounded
+	switch c := info.Config; {
+	case c.MaxAckPending > 0 && info.NumAckPending >= c.MaxAckPending && info.NumPending > 0:
+		n.warn("consumers", fmt.Sprintf("%s has %d messages that are not acknowledged, as many as it may have, and %s", who, info.NumAckPending, waiting),
+			"until some are, it hands out nothing", "see what its workers do with them (Postgres away, handlers that fail), or allow more: --max-pending")
+	case c.DeliverSubject == "" && info.NumPending > 0 && info.NumWaiting == 0 && info.NumAckPending == 0:
+		n.warn("consumers", fmt.Sprintf("%s: %s, and nobody receives", who, waiting), "what they should cause does not happen", "start its workers; or if the consumer is not needed any more, delete it: nats consumer rm "+info.Stream+" "+info.Name)
 	}
 }
 
