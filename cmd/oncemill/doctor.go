@@ -52,7 +52,7 @@ beside --retention, limits that are nearly reached, and their consumers.
 
 Kafka, with --kafka-brokers: connection; of the topics of the outbox, or those named:
 replicas and min.insync.replicas, retention.ms beside --retention, compaction, unclean
-leaders.
+leaders, consumer groups that nobody works for.
 
 A relay that publishes to both has routes: give them here too.
 

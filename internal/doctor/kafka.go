@@ -43,6 +43,7 @@ func (k *Kafka) Check(ctx context.Context) []Finding {
 	k.ok("brokers", "%s", counted(int64(len(metadata.Brokers)), 0, "broker", "brokers"))
 	if topics := k.chosen(metadata, len(wanted) > 0); len(topics) > 0 {
 		k.lookAtTopics(ctx, topics, len(metadata.Brokers))
+		k.lookAtGroups(ctx, topics)
 	}
 	return k.all
 }

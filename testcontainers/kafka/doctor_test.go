@@ -80,6 +80,31 @@ func TestTheDoctorNamesTopicsThatAreMissingAndBrokersThatAreAway(t *testing.T) {
 	prescribes(t, (&doctor.Kafka{Client: away, Brokers: "127.0.0.1:1"}).Check(within(t)), doctor.Fail, "connection", "127.0.0.1:1 cannot be reached", "--kafka-brokers")
 }
 
+func TestTheDoctorNamesGroupsThatNobodyWorksFor(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	group := "group-" + b.topic
+	for range 5 {
+		must(t, b.client.ProduceSync(within(t), &kgo.Record{Topic: b.topic, Value: []byte("x")}).FirstErr())
+	}
+	commit := func(offset int64) {
+		offsets := make(kadm.Offsets)
+		offsets.AddOffset(b.topic, 0, offset, -1)
+		must(t, b.admin.CommitAllOffsets(within(t), group, offsets))
+	}
+	look := func() []doctor.Finding {
+		return (&doctor.Kafka{Client: b.client, Topics: []string{b.topic}}).Check(within(t))
+	}
+	commit(2)
+	prescribes(t, look(), doctor.Warn, "groups", group, "3 records wait, and it has no members", "--delete --group "+group)
+	commit(5)
+	for _, f := range look() {
+		if f.Check == "groups" && f.Level != doctor.OK {
+			t.Errorf("a group that is not behind: %v", f)
+		}
+	}
+}
+
 // prescribes wants a finding that says all of words, why it matters and what to do.
 func prescribes(t *testing.T, findings []doctor.Finding, level doctor.Level, check string, words ...string) {
 	t.Helper()
