@@ -104,7 +104,7 @@ func (w *window) conclude() {
 			continue
 		}
 		before, crowded := p.tail, p.crowded
-		if l.waiting == l.rows {
+		if l.waiting == l.rows && (!crowded || len(w.aside.names) == 0) { // else rows are left out that do not wait
 			p.raise(min(l.last+1, w.horizon.safe))
 		}
 		if l.chosen == 0 && p.tail <= l.last {
