@@ -47,6 +47,15 @@ var rules = []rule{
 	}`,
 	}}, strangeID, "TestARepetitionNeverComesBeforeItsPredecessors", 0},
 
+	// The lock of the partition and those of the rows each see to it.
+	{"a row has one relay", []breach{{"outbox/partition.go",
+		`WHERE %s AND pg_try_advisory_xact_lock(hashtextextended(%s, number))`,
+		"WHERE %s AND (pg_try_advisory_xact_lock(hashtextextended(%s, number))` + onlyIf(broken(`a row has one relay`), ` OR true`) + `)",
+	}, {"outbox/partition.go",
+		"AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\tFOR UPDATE SKIP LOCKED`",
+		"AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\t` + onlyIf(!broken(`a row has one relay`), `FOR UPDATE SKIP LOCKED`)",
+	}}, again, "", 0},
+
 	{"one message of a key is on its way at a time", []breach{{"outbox/order.go",
 		`depth := make(map[string]int)`,
 		`if broken("one message of a key is on its way at a time") {
@@ -86,6 +95,13 @@ const brokenSource = `package %s
 import "os"
 
 func broken(rule string) bool { return os.Getenv("` + brokenVariable + `") == rule }
+
+func onlyIf(yes bool, part string) string {
+	if yes {
+		return part
+	}
+	return ""
+}
 `
 
 const (
