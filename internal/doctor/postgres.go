@@ -32,6 +32,7 @@ type Postgres struct {
 
 	config  pq.Config
 	version int // of the schema, 0 while that is not known
+	line    *hangUp
 	who     string
 	stop    bool // nothing else can be looked at
 	told    bool // what the role lacks to look at everything
@@ -82,6 +83,8 @@ func (p *Postgres) Check(ctx context.Context) ([]Finding, Briefing) {
 		p.fail("connection", err.Error(), "", "")
 		return p.all, p.brief
 	}
+	p.line = new(hangUp)
+	connector.Dialer(p.line)
 	db := sql.OpenDB(connector)
 	defer db.Close()
 	db.SetMaxOpenConns(1)
@@ -150,10 +153,10 @@ func (p *Postgres) howToSee(ctx context.Context, db *sql.DB) string {
 	}
 	p.told = true
 	var missing []Grant
-	err := inReadOnly(ctx, db, func(ctx context.Context, tx *sql.Tx) (err error) {
+	err := p.begin(ctx, db, check{run: func(ctx context.Context, tx *sql.Tx) (err error) {
 		missing, err = p.missing(ctx, tx, Reader.Grants(max(p.version, schema.Oldest)))
 		return err
-	})
+	}})
 	if err != nil || len(missing) == 0 {
 		return "connect as a role with the grants of the doctor (docs/operating.md)"
 	}
@@ -166,7 +169,7 @@ func (p *Postgres) begin(ctx context.Context, db *sql.DB, c check) error {
 	if c.alone {
 		return c.run(ctx, nil)
 	}
-	return inReadOnly(ctx, db, c.run)
+	return p.line.within(3*answerWithin, func() error { return inReadOnly(ctx, db, c.run) })
 }
 
 // inReadOnly runs fn in a transaction that can change nothing, waits for no lock and is
@@ -201,7 +204,7 @@ func (p *Postgres) connect(ctx context.Context, db *sql.DB) bool {
 	ctx, cancel := context.WithTimeout(ctx, 4*answerWithin)
 	defer cancel()
 	begun := time.Now()
-	err := db.PingContext(ctx)
+	err := p.line.within(6*answerWithin, func() error { return db.PingContext(ctx) })
 	took := time.Since(begun)
 	if err == nil {
 		p.ok("connection", "%s answers in %v", p.address(), took.Round(time.Millisecond))

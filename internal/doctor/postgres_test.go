@@ -226,12 +226,25 @@ func TestClocksThatAreApart(t *testing.T) {
 func TestConnectionsThatRunOut(t *testing.T) {
 	t.Parallel()
 	d := reader(t)
-	d.exec(`ALTER ROLE ` + pq.QuoteIdentifier(d.role) + ` CONNECTION LIMIT 2`) // one of them is for the look for a pooler
+	d.exec(`ALTER ROLE ` + pq.QuoteIdentifier(d.role) + ` CONNECTION LIMIT 10`)
 	d.look("").want(doctor.OK, "connections")
+	d.gone()
 	d.exec(`ALTER ROLE ` + pq.QuoteIdentifier(d.role) + ` CONNECTION LIMIT 1`)
 	r := d.look("")
 	r.want(doctor.Warn, "connections", "1 connections of 1 that it may have", "CONNECTION LIMIT")
 	r.want(doctor.Skip, "pooler", "too many connections")
+}
+
+// gone waits until the server has ended the role's sessions, which it does soon after they
+// are closed.
+func (d *database) gone() {
+	d.t.Helper()
+	for n, end := 1, time.Now().Add(time.Minute); n > 0; time.Sleep(5 * time.Millisecond) {
+		must(d.t, d.admin.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE usename = $1`, d.role).Scan(&n))
+		if time.Now().After(end) {
+			d.t.Fatal("the role's sessions do not end")
+		}
+	}
 }
 
 func TestAnOldSnapshotIsNamedWithItsHolder(t *testing.T) {
