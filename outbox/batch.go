@@ -33,7 +33,6 @@ func (l *loop) take(ctx context.Context, bytes int) (b *batch, more bool, err er
 	for tries := l.DB.Stats().Idle; ; tries-- {
 		conn, err := l.DB.Conn(ctx)
 		if err != nil {
-			l.source.reset()
 			return nil, false, fmt.Errorf("database: connect: %w", err)
 		}
 		b := &batch{conn: conn, begun: time.Now()}

@@ -35,6 +35,11 @@ type scan struct {
 	topics string // a condition; "" means all
 	keyed  bool   // rows with an ordering key come from here as well
 
+	// highest is the largest id that any loop has seen, and passed what it was when the
+	// last fetch began.
+	highest *highest
+	passed  int64
+
 	floor int64         // the least id that is looked at between searches
 	from  int64         // where the last fetch has begun
 	last  time.Time     // when the last search ended
@@ -53,6 +58,7 @@ func (s *scan) due() time.Time {
 }
 
 func (s *scan) rows(_ context.Context, _ *sql.Tx, n int, aside *aside) (from string, err error) {
+	s.passed = s.highest.get()
 	if s.from = bottom; time.Now().Before(s.due()) {
 		s.from = s.floor
 	}
@@ -71,7 +77,8 @@ func (s *scan) rows(_ context.Context, _ *sql.Tx, n int, aside *aside) (from str
 			FOR UPDATE SKIP LOCKED`, schema.Quote(s.schema), which, s.from, aside.condition(), n), nil
 }
 
-// advance moves the floor behind the rows of a fetch.
+// advance moves the floor behind the rows of a fetch and, if there are no more, behind
+// those of other loops, which would be stepped over otherwise.
 func (s *scan) advance(_ context.Context, _ *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error) {
 	if s.from == bottom {
 		s.last = ended
@@ -83,7 +90,12 @@ func (s *scan) advance(_ context.Context, _ *sql.Tx, f *fetched, begun, ended ti
 	case f.more:
 		s.floor = f.last + 1
 	case f.read() > 0:
-		s.floor = max(s.floor, f.last+1)
+		s.floor = max(s.floor, f.last+1, s.passed)
+	default:
+		s.floor = max(s.floor, s.passed)
+	}
+	if f.read() > 0 {
+		s.highest.see(f.last)
 	}
 	return f.more || s.owed && !ended.Before(s.due()), nil
 }

@@ -1,6 +1,10 @@
 package outbox
 
-import "slices"
+import (
+	"slices"
+	"sync/atomic"
+	"time"
+)
 
 // A horizon is the least id that an open transaction may still commit. Ids are given in
 // their order but committed in another, and a floor that passes by one would have its row
@@ -11,6 +15,7 @@ type horizon struct {
 	seen    int64 // the largest id that was seen
 	next    int64 // what becomes safe
 	waiting []string
+	since   time.Time // when those were found
 }
 
 func (h *horizon) see(id int64) { h.seen = max(h.seen, id) }
@@ -18,15 +23,42 @@ func (h *horizon) see(id int64) { h.seen = max(h.seen, id) }
 // look draws conclusions from which transactions write now. Every id up to the largest
 // that was seen was taken by then, under a lock: if its transaction is not among those
 // that write now, it has ended.
-func (h *horizon) look(writers []string) {
+func (h *horizon) look(writers []string, now time.Time) {
 	if h.seen == bottom || slices.ContainsFunc(h.waiting, func(w string) bool { return slices.Contains(writers, w) }) {
 		return
 	}
 	if h.waiting != nil {
 		h.safe = max(h.safe, h.next)
 	}
-	h.next, h.waiting = h.seen+1, writers
+	h.next, h.waiting, h.since = h.seen+1, writers, now
 	if len(writers) == 0 {
 		h.safe, h.waiting = max(h.safe, h.next), nil
+	}
+}
+
+// late returns those that were found long ago and write still.
+func (h *horizon) late(writers []string, now time.Time) (late []string) {
+	if now.Sub(h.since) < longAfter {
+		return nil
+	}
+	for _, w := range h.waiting {
+		if slices.Contains(writers, w) {
+			late = append(late, w)
+		}
+	}
+	return late
+}
+
+// A highest is the largest id that was seen by any of a relay's loops.
+type highest struct{ id atomic.Int64 }
+
+func (h *highest) get() int64 { return h.id.Load() }
+
+func (h *highest) see(id int64) {
+	for {
+		old := h.id.Load()
+		if id <= old || h.id.CompareAndSwap(old, id) {
+			return
+		}
 	}
 }

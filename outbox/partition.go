@@ -60,6 +60,14 @@ type ordered struct {
 	raised  time.Time // when floors were last raised
 	took    time.Duration
 	horizon horizon
+	highest *highest
+
+	// While a transaction that has written stays open for long, floors go on without it,
+	// as long as it is open still after each fetch: its rows were in none, then. firm is
+	// where they were before, and are again when it has ended.
+	firm *[partitions]partition
+	long []string // such transactions
+	soft horizon  // without them
 }
 
 // A choice is a row that is to be published.
@@ -68,22 +76,21 @@ type choice struct {
 	key string
 }
 
-func newOrdered(schemaName string, to destination) *ordered {
+func newOrdered(schemaName string, to destination, top *highest) *ordered {
 	if to.topics == "" {
 		to.topics = "true"
 	}
-	o := &ordered{schema: schemaName, to: to}
+	o := &ordered{schema: schemaName, to: to, highest: top}
 	o.reset()
 	return o
 }
 
 // reset forgets what is known of the table: the database may be another one now.
-func (o *ordered) reset() {
-	o.horizon = horizon{safe: bottom, seen: bottom}
-	o.forget(time.Now())
-}
+func (o *ordered) reset() { o.forget(time.Now()) }
 
 func (o *ordered) forget(now time.Time) {
+	o.horizon = horizon{safe: bottom, seen: bottom}
+	o.firm = nil
 	for p := range o.all {
 		o.all[p] = partition{floor: bottom, tail: bottom, waits: make(map[string]int64)}
 	}
@@ -111,7 +118,10 @@ func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int, aside *aside) (fr
 	if err := o.lock(ctx, tx); err != nil || len(o.held) == 0 {
 		return "", err
 	}
-	if err := o.choose(ctx, tx, n, aside); err != nil || len(o.chosen) == 0 {
+	if err := o.choose(ctx, tx, n, aside); err != nil {
+		return "", err
+	}
+	if ended, err := o.longEnded(ctx, tx); err != nil || ended || len(o.chosen) == 0 {
 		return "", err
 	}
 	ids := make([]byte, 0, 12*len(o.chosen))
@@ -250,7 +260,7 @@ func (o *ordered) adapt() {
 // raise raises the floors of the held partitions to the first row that there is, but not
 // beyond what may still be committed. freed means that keys wait no more.
 func (o *ordered) raise(ctx context.Context, tx *sql.Tx) (freed bool, err error) {
-	safe := o.horizon.safe // what is read now was committed after that was known
+	safe := o.safe() // what is read now was committed after that was known
 	if freed, err = o.free(ctx, tx); err != nil {
 		return false, err
 	}
@@ -261,7 +271,7 @@ func (o *ordered) raise(ctx context.Context, tx *sql.Tx) (freed bool, err error)
 	if err != nil {
 		return false, err
 	}
-	o.horizon.look(writers)
+	o.look(writers)
 	return freed, nil
 }
 
@@ -333,7 +343,7 @@ func (o *ordered) writers(ctx context.Context, tx *sql.Tx) (writers []string, er
 	err = eachRow(ctx, tx, fmt.Sprintf(`
 		SELECT DISTINCT virtualtransaction FROM pg_locks
 		WHERE locktype = 'relation' AND relation = '%s'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-			AND mode NOT IN ('AccessShareLock', 'RowShareLock') AND granted AND pid IS DISTINCT FROM pg_backend_pid()`,
+			AND mode = 'RowExclusiveLock' AND granted AND pid IS DISTINCT FROM pg_backend_pid()`,
 		strings.ReplaceAll(o.table(), `'`, `''`)), func(scan func(...any) error) error {
 		var one string
 		err := scan(&one)

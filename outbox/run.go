@@ -84,11 +84,13 @@ const versionEvery = 5 * time.Second
 // loops returns for each Sink what relays rows with ordering keys, and what relays the
 // others.
 func (r *Relay) loops(publishing, settling context.Context, version int) (all []*loop) {
+	top := new(highest)
+	top.id.Store(bottom)
 	for _, to := range r.destinations() {
 		mixed := version < orderedVersion || to.sink == unrouted{}
-		all = append(all, &loop{to: to, bytes: batchBytes, source: &scan{schema: r.Schema, topics: to.topics, keyed: mixed, floor: bottom}})
+		all = append(all, &loop{to: to, bytes: batchBytes, source: &scan{schema: r.Schema, topics: to.topics, keyed: mixed, floor: bottom, highest: top}})
 		if !mixed {
-			all = append(all, &loop{to: to, bytes: orderedBytes, source: newOrdered(r.Schema, to)})
+			all = append(all, &loop{to: to, bytes: orderedBytes, source: newOrdered(r.Schema, to, top)})
 		}
 	}
 	for _, l := range all {

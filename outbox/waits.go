@@ -79,7 +79,7 @@ func (w *window) scan(scan func(...any) error) error {
 		w.rows[number] = l
 	}
 	l.rows, l.last = l.rows+1, c.id
-	w.horizon.see(c.id)
+	w.see(c.id)
 	_, waits := p.waits[c.key]
 	if held && !waits {
 		p.waits[c.key] = c.id
@@ -105,7 +105,7 @@ func (w *window) conclude() {
 		}
 		before, crowded := p.tail, p.crowded
 		if l.waiting == l.rows && (!crowded || len(w.aside.names) == 0) { // else rows are left out that do not wait
-			p.raise(min(l.last+1, w.horizon.safe))
+			p.raise(min(l.last+1, w.safe()))
 		}
 		if l.chosen == 0 && p.tail <= l.last {
 			p.crowded = true
