@@ -18,6 +18,10 @@ var allowed = map[string][]string{
 		// What Watermill's message package imports.
 		"github.com/google/uuid", "github.com/lithammer/shortuuid", "github.com/oklog/ulid", "github.com/pkg/errors",
 	},
+	"./outbox/watermillsql": {
+		"github.com/oncemill/oncemill", "github.com/lib/pq", "github.com/ThreeDotsLabs/watermill", "github.com/ThreeDotsLabs/watermill-sql",
+		"github.com/google/uuid", "github.com/lithammer/shortuuid", "github.com/oklog/ulid", "github.com/pkg/errors",
+	},
 	"./middleware": {
 		"github.com/oncemill/oncemill", "github.com/lib/pq", "github.com/ThreeDotsLabs/watermill",
 		"github.com/google/uuid", "github.com/lithammer/shortuuid", "github.com/oklog/ulid", "github.com/pkg/errors",

@@ -38,6 +38,7 @@ type action func(ctx context.Context, stdout, stderr io.Writer) error
 func commands() []command {
 	return []command{
 		migrateCommand, relayCommand, resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand,
+		outboxDrainCommand,
 		guardCommand, guardTenantsCommand, guardTenantsAddCommand, guardTenantsRotateCommand, guardTenantsRevokeCommand, guardTenantsListCommand,
 		doctorCommand, versionCommand,
 	}
@@ -147,7 +148,10 @@ func names() string {
 
 // fail prints what went wrong and returns the exit code.
 func fail(stderr io.Writer, who string, err error) int {
-	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "oncemill: "), "outbox: ")
+	text := err.Error()
+	for _, prefix := range []string{"oncemill: ", "outbox: ", "watermillsql: "} {
+		text = strings.TrimPrefix(text, prefix)
+	}
 	fmt.Fprintf(stderr, "%s: %s\n", who, text)
 	var usage usageError
 	if errors.As(err, &usage) {
