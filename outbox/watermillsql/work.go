@@ -175,17 +175,20 @@ func (w *work) notice(ctx context.Context) {
 		return
 	}
 	w.noticed = time.Now()
-	var holder sql.NullString
+	var holder string
 	err := w.DB.QueryRowContext(ctx, `
-SELECT string_agg(holder, '; ') FROM (
+SELECT coalesce(string_agg(holder, '; '), 'one that this role may not see (GRANT pg_read_all_stats), or one that has ended just now') FROM (
 	SELECT 'process ' || pid || ' of user ' || coalesce(usename::text, '') || ' in database ' || coalesce(datname::text, '') ||
 		' for ' || date_trunc('second', clock_timestamp() - xact_start) AS holder
 	FROM pg_stat_activity WHERE backend_xid = pg_snapshot_xmin(pg_current_snapshot())::xid
 	UNION ALL
 	SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts WHERE transaction = pg_snapshot_xmin(pg_current_snapshot())::xid
 ) AS holders`).Scan(&holder)
+	if err != nil {
+		holder = "unknown: " + err.Error()
+	}
 	w.logger.InfoContext(ctx, "watermillsql: drain: messages wait for an older transaction to end, since it may have written some that come before them",
-		"topic", w.Topic, "transaction", holder.String, "error", err)
+		"topic", w.Topic, "transaction", holder)
 }
 
 // wake tells relays that there is something for them, which they would see at their next
