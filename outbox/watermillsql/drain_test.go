@@ -172,6 +172,7 @@ func TestDrainLeavesOutNoMessageThatIsCommittedLate(t *testing.T) {
 		_, err := d.Run(within(t))
 		ended <- err
 	}()
+	poll(t, func() bool { return slices.Contains(o.outbox(), "a-0") }, log.String)
 	log.await(t, "wait for an older transaction")
 	log.await(t, "process ") // of this test or another
 	if got := o.outbox(); slices.Contains(got, "c-0") {
@@ -180,6 +181,31 @@ func TestDrainLeavesOutNoMessageThatIsCommittedLate(t *testing.T) {
 	must(t, early.Commit())
 	must(t, <-ended)
 	same(t, "outbox", o.outbox(), []string{"a-0", "b-0", "c-0"})
+}
+
+// Transaction 9 is before 10, as a number and not as a text.
+func TestDrainKeepsTheOrderOfTransactionsWhateverTheirDigits(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	o := newOld(t, db)
+	o.subscribed("g")
+	var want []string
+	for _, id := range []int{8, 9, 10, 11, 99, 100, 101} {
+		for i := range 3 {
+			uuid := fmt.Sprintf("%d-%d", id, i)
+			exec(t, db, `INSERT INTO watermill_events_to_forward (uuid, payload, transaction_id)
+				VALUES ($1::text, json_build_object('destination_topic', 't', 'uuid', $1::text), $2::text::xid8)`, uuid, fmt.Sprint(id))
+			want = append(want, uuid)
+		}
+	}
+	pending, err := o.drain("g").Pending(within(t))
+	if err != nil || pending.Topics["t"] != int64(len(want)) {
+		t.Errorf("pending: %+v: %v", pending, err)
+	}
+	d := o.drain("g")
+	d.Batch = 2
+	o.moved(d, int64(len(want)))
+	same(t, "outbox", o.outbox(), want)
 }
 
 func TestDrainStopsAtWhatIsNoEnvelopeOrParksIt(t *testing.T) {

@@ -71,12 +71,13 @@ func (w *work) move(ctx, work context.Context) error {
 
 // read returns the next messages, in the subscriber's order. Those of transactions that
 // others have begun before, and not ended, are left for later: what those write would
-// come before them, and would be skipped.
+// come before them, and would be skipped. The order is that of the column, and not of its
+// text, which has the same name in the result: hence the m.
 func (w *work) read(ctx context.Context, tx *sql.Tx, after Position) (msgs []stored, err error) {
 	rows, err := tx.QueryContext(ctx, `
-SELECT transaction_id::text, "offset", uuid, payload, metadata FROM `+w.messages+`
-WHERE (transaction_id, "offset") > ($1::text::xid8, $2::bigint) AND transaction_id < pg_snapshot_xmin(pg_current_snapshot())
-ORDER BY transaction_id, "offset" LIMIT $3`, after.Transaction, after.Offset, w.batch())
+SELECT m.transaction_id::text, m."offset", m.uuid, m.payload, m.metadata FROM `+w.messages+` AS m
+WHERE (m.transaction_id, m."offset") > ($1::text::xid8, $2::bigint) AND m.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY m.transaction_id, m."offset" LIMIT $3`, after.Transaction, after.Offset, w.batch())
 	if err != nil {
 		return nil, err
 	}

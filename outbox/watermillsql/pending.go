@@ -40,9 +40,10 @@ func (d *Drain) Pending(ctx context.Context) (Pending, error) {
 
 func (w *work) count(ctx context.Context, tx *sql.Tx, p *Pending) error {
 	rows, err := tx.QueryContext(ctx, `
-SELECT transaction_id::text, "offset", uuid, payload, metadata, transaction_id >= pg_snapshot_xmin(pg_current_snapshot()) FROM `+w.messages+`
-WHERE (transaction_id, "offset") > ($1::text::xid8, $2::bigint)
-ORDER BY transaction_id, "offset"`, p.From.Transaction, p.From.Offset)
+SELECT m.transaction_id::text, m."offset", m.uuid, m.payload, m.metadata, m.transaction_id >= pg_snapshot_xmin(pg_current_snapshot())
+FROM `+w.messages+` AS m
+WHERE (m.transaction_id, m."offset") > ($1::text::xid8, $2::bigint)
+ORDER BY m.transaction_id, m."offset"`, p.From.Transaction, p.From.Offset)
 	if err != nil {
 		return err
 	}
