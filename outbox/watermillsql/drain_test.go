@@ -11,12 +11,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/outbox"
 	"github.com/oncemill/oncemill/outbox/watermillsql"
+	"github.com/oncemill/oncemill/schema"
 )
 
 func TestDrainMovesMessagesAsTheOutboxWouldHaveThem(t *testing.T) {
@@ -399,6 +401,24 @@ func TestTablesThatDrainDoesNotKnowAreNamed(t *testing.T) {
 	want(drain(func(d *watermillsql.Drain) { d.PollInterval = -1 }), nil, "Drain.PollInterval")
 	want(drain(func(d *watermillsql.Drain) { d.Start = 7 }), nil, "Drain.Start")
 	want(drain(func(d *watermillsql.Drain) { d.Schema = "nowhere" }), watermillsql.ErrSchema, "oncemill migrate")
+}
+
+// A build runs on the schema of the release before it.
+func TestSchemaAndDrainRunOnTheOldestSchema(t *testing.T) {
+	t.Parallel()
+	db := testenv.Open(t, testenv.EmptyPostgresURL(t))
+	migrations, err := schema.Under("")
+	must(t, err)
+	for _, m := range migrations[:schema.Oldest] {
+		exec(t, db, m.SQL)
+	}
+	o := newOld(t, db)
+	o.subscribed("g")
+	o.publish("a", 2)
+	o.moved(o.drain("g"), 2)
+	p, err := sql.NewPublisher(db, sql.PublisherConfig{SchemaAdapter: watermillsql.Schema{}, AutoInitializeSchema: true}, watermill.NopLogger{})
+	must(t, err)
+	must(t, p.Publish("t", message.NewMessage("u", nil)))
 }
 
 func TestDrainTakesTablesWithNamesOfTheirOwn(t *testing.T) {

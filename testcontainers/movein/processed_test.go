@@ -75,6 +75,7 @@ type billing struct {
 	*site
 	published []string
 	phase     atomic.Int64
+	hired     int // workers under Once
 
 	mu         sync.Mutex
 	handled    map[string]string          // which release has handled a message first
@@ -138,7 +139,9 @@ func (b *billing) hire(release string) (stop func()) {
 	handler := billOld(b.db)
 	if release != "old" {
 		handler = map[string]message.NoPublishHandlerFunc{"both": billBoth, "new": billNew}[release]
-		must(b.t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: b.db}}}.Apply(within(b.t), router))
+		b.hired++
+		inbox := &oncemill.Inbox{DB: b.db, Batch: 16 * (b.hired % 2)} // every other one has batches
+		must(b.t, consumers.Stack{Once: middleware.Once{Inbox: inbox}}.Apply(within(b.t), router))
 	}
 	subscriber := &jetstream.Subscriber{Conn: b.nc, Group: "billing", NakDelay: soon, MaxInFlight: 8}
 	router.AddConsumerHandler("billing", "orders", subscriber, handler)
