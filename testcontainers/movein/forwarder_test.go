@@ -202,6 +202,7 @@ func (s *site) balance(stops int) {
 
 // The steps of the guide, with its commands, while orders are written all the time.
 func TestFromAForwarderEveryMessageIsHandledOnce(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "orders")
 	s.handle()
 	publisher := &jetstream.Publisher{Conn: s.nc}
@@ -244,6 +245,7 @@ func TestFromAForwarderEveryMessageIsHandledOnce(t *testing.T) {
 
 // The guide's way back: the forwarder goes on where the drain was.
 func TestBackToTheForwarderEveryMessageIsHandledOnce(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "orders")
 	s.handle()
 	publisher := &jetstream.Publisher{Conn: s.nc}

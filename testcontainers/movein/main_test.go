@@ -12,13 +12,17 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
 
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 	"github.com/oncemill/oncemill/testcontainers/natsserver"
 )
 
-func TestMain(m *testing.M) { actor.Main(m, roleVariable, play) }
+func TestMain(m *testing.M) {
+	// What remembers for the Deduplicator never ends.
+	actor.Main(m, roleVariable, play, goleak.IgnoreAnyFunction("github.com/ThreeDotsLabs/watermill/message/router/middleware.(*mapExpiringKeyRepository).cleanOutLoop"))
+}
 
 // limit is how long a test waits for what should happen soon, so that one that hangs says
 // where.
