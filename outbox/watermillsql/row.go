@@ -13,6 +13,10 @@ import (
 
 var errInvalid = outbox.ErrInvalid
 
+// deliverAfter is the metadata entry of messages that are to be sent later. They are not
+// for the table outbox.
+const deliverAfter = "oncemill-deliver-after"
+
 // A row is a message as the columns of the outbox take it.
 type row struct {
 	topic       string
@@ -31,6 +35,9 @@ func encode(topic string, msg *message.Message) (row, error) {
 		return row{}, fmt.Errorf("%w: the topic %q contains NUL or is not UTF-8 (mend the topic)", errInvalid, topic)
 	case !metadata.IsText(msg.UUID):
 		return row{}, fmt.Errorf("%w: the UUID %q contains NUL or is not UTF-8 (encode it, in hexadecimal for one)", errInvalid, msg.UUID)
+	}
+	if value, ok := msg.Metadata[deliverAfter]; ok {
+		return row{}, fmt.Errorf("%w: metadata %s is %q: messages that are to be sent later cannot come this way (publish them with outbox.InTx, or remove the entry)", errInvalid, deliverAfter, value)
 	}
 	text, err := metadata.Encode(msg.Metadata, outbox.OrderingKeyMetadata)
 	if err != nil {

@@ -107,6 +107,8 @@ func TestTheTransactionDecidesAboutWhatAWatermillSQLPublisherWrites(t *testing.T
 func TestBadMessagesAreNamed(t *testing.T) {
 	t.Parallel()
 	p := watermillsql.Schema{ForwarderTopic: "events"}
+	later := message.NewMessage("u", nil)
+	later.Metadata.Set("oncemill-deliver-after", "24h")
 	for what, test := range map[string]struct {
 		topic string
 		msg   *message.Message
@@ -116,6 +118,7 @@ func TestBadMessagesAreNamed(t *testing.T) {
 		"no topic":        {"", message.NewMessage("u", nil), "the topic is empty"},
 		"no UTF-8":        {"\xff", message.NewMessage("u", nil), "the topic"},
 		"NUL in the UUID": {"t", message.NewMessage("u\x00", nil), "the UUID"},
+		"sent later":      {"t", later, "oncemill-deliver-after"},
 		"no envelope":     {"events", message.NewMessage("u", []byte("x")), "forwarder.Publisher"},
 	} {
 		_, err := p.InsertQuery(test.topic, message.Messages{message.NewMessage("good", []byte(`{"destination_topic": "t"}`)), test.msg}[min(1, len(test.topic)):])
