@@ -260,8 +260,15 @@ func TestDrainMovesMessagesWithoutEnvelopes(t *testing.T) {
 	msg.Metadata.Set("tenant", "acme")
 	must(t, o.plain(db).Publish(topic, msg))
 	d := o.drain("g")
-	d.Plain = true
+	d.Plain, d.Park = true, true
 	o.moved(d, 1)
+	later := message.NewMessage("later", []byte("{}"))
+	later.Metadata.Set("oncemill-deliver-after", "24h")
+	must(t, o.plain(db).Publish(topic, later))
+	if done, err := d.Run(within(t)); err != nil || done.Parked != 1 {
+		t.Errorf("%+v: %v", done, err)
+	}
+	exec(t, db, `DELETE FROM oncemill.outbox WHERE parked_at IS NOT NULL AND metadata ->> 'watermill-metadata' = '{"oncemill-deliver-after":"24h"}'`)
 	tx, err := db.Begin()
 	must(t, err)
 	must(t, outbox.InTx(tx).Publish("want", msg))

@@ -137,16 +137,19 @@ func (m stored) message() (*message.Message, error) {
 	return msg, nil
 }
 
-// parkedRow keeps all that there is of a message. Metadata that is no object of strings
-// goes into an entry.
+// parkedRow keeps all that there is of a message. Metadata that cannot be stored goes into
+// an entry.
 func (w *work) parkedRow(m stored, why error) row {
 	msg, err := m.message()
+	if err == nil {
+		_, err = encode(w.Topic, msg)
+	}
 	if err != nil {
 		msg = message.NewMessage(m.uuid, m.payload)
 		msg.Metadata.Set("watermill-metadata", string(m.metadata))
 	}
 	r, err := encode(w.Topic, msg)
-	if err != nil { // not possible: a topic and a uuid from Postgres are text
+	if err != nil { // not possible: topic and uuid are text, since Postgres had them
 		panic(err)
 	}
 	r.parked = strings.ToValidUTF8(strings.ReplaceAll(why.Error(), "\x00", "\uFFFD"), "\uFFFD")
