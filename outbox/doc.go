@@ -90,14 +90,14 @@
 //	                           key of a Kafka record; default: NULL, none
 //	payload       bytea        the body; default: empty. NULL is a tombstone, a Kafka
 //	                           record without a value; other brokers get an empty body.
-//	not_before    timestamptz  when to publish it; default: NULL, at once
 //
-// and those that are the relay's:
+// and those that are the relay's, which an INSERT leaves out:
 //
 //	id            bigint       follows the order of inserts
 //	dedup_id      uuid         what the broker deduplicates on; default: random
 //	created_at    timestamptz  default: the begin of the transaction
 //	attempts      integer      failed attempts to publish
+//	not_before    timestamptz  when it is tried again, NULL if it has not failed
 //	parked_at     timestamptz  when it was given up, NULL while it was not
 //	last_error    text         of the last failed attempt
 //
@@ -110,6 +110,18 @@
 //	VALUES ('orders', 'order-7', '{"state": "paid"}');
 //
 // A literal of type bytea stands for its own bytes as long as it has no backslash.
+//
+// A message that is to be sent later goes into the table oncemill.scheduled, which has
+// the writer's columns of the outbox and one more without a default:
+//
+//	deliver_after timestamptz  when it is to be sent; if that has passed, at once
+//
+//	INSERT INTO oncemill.scheduled (topic, deliver_after, payload)
+//	VALUES ('orders.reminder', now() + interval '3 days', '{"order": 7}');
+//
+// Relays look there once in a PollInterval. When it is due, one of them moves it to the
+// outbox, where it gets its id and, as created_at, the time of the move. A DELETE of the
+// row before cancels it, as [Cancel] does. The table is there from schema version 6 on.
 //
 // Relays find such a row at their next poll. To wake them at once, execute NOTIFY
 // on the channel that [Channel] names, in a statement of its own after the

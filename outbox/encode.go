@@ -12,9 +12,10 @@ import (
 type encodedRow struct {
 	topic       string
 	uuid        string
-	metadata    string // JSON
-	orderingKey []byte // nil: NULL
-	payload     []byte // nil: NULL
+	metadata    string   // JSON
+	orderingKey []byte   // nil: NULL
+	payload     []byte   // nil: NULL
+	due         *dueTime // nil: it is to be sent at once
 }
 
 func (r encodedRow) size() int {
@@ -54,13 +55,18 @@ func encodeMessage(topic string, msg *message.Message) (encodedRow, error) {
 	if !metadata.IsText(msg.UUID) {
 		return encodedRow{}, fmt.Errorf("%w: the UUID %q contains NUL or is not UTF-8 (encode it, in hexadecimal for one)", ErrInvalid, msg.UUID)
 	}
-	meta, err := metadata.Encode(msg.Metadata, OrderingKeyMetadata)
+	meta, err := metadata.Encode(msg.Metadata, OrderingKeyMetadata, DeliverAfterMetadata)
 	if err != nil {
 		return encodedRow{}, fmt.Errorf("%w: metadata: %w", ErrInvalid, err)
 	}
 	row := encodedRow{topic: topic, uuid: msg.UUID, metadata: meta, payload: msg.Payload}
 	if key, ok := msg.Metadata[OrderingKeyMetadata]; ok {
 		row.orderingKey = []byte(key) // not nil, even if it is empty
+	}
+	if value, ok := msg.Metadata[DeliverAfterMetadata]; ok {
+		if row.due, err = readDueTime(value); err != nil {
+			return encodedRow{}, err
+		}
 	}
 	return row, nil
 }

@@ -3,7 +3,9 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/oncemill/oncemill/internal/pgarray"
 	"github.com/oncemill/oncemill/internal/txn"
@@ -17,9 +19,9 @@ const (
 )
 
 // insert writes rows in as few statements as their number and size allow. exec runs a
-// statement. There are only two texts, which a Tx keeps prepared.
+// statement. There are only three texts, which a Tx keeps prepared.
 func insert(ctx context.Context, exec execFunc, schemaName string, rows []encodedRow) error {
-	if len(rows) == 1 {
+	if len(rows) == 1 && rows[0].due == nil {
 		row := &rows[0]
 		_, err := exec(ctx, `INSERT INTO `+schema.Quote(schemaName)+insertOneSQL, row.topic, row.uuid, row.metadata, row.orderingKey, row.payload)
 		return err
@@ -45,20 +47,29 @@ FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::te
 // A rowWriter collects rows, and copies them: whoever published them may use their memory
 // again.
 type rowWriter struct {
-	schema string
-	chunks []*rowChunk
+	schema    string
+	chunks    []*rowChunk
+	scheduled []*rowChunk // of rows that are to be sent later
 }
 
 // A rowChunk is what one INSERT writes.
 type rowChunk struct {
 	rows, size                               int
 	topic, uuid, metadata, orderKey, payload pgarray.Array
+	at, wait                                 pgarray.Array // of what is scheduled: one of both, the other is NULL
 }
 
 func (w *rowWriter) add(rows []encodedRow) {
 	for i := range rows {
 		row := &rows[i]
-		c := w.chunkFor(row.size())
+		into := &w.chunks
+		if row.due != nil {
+			into = &w.scheduled
+		}
+		c := chunkFor(into, row.size())
+		if row.due != nil {
+			c.addDue(row.due)
+		}
 		c.rows++
 		c.size += row.size()
 		c.topic.AddText(row.topic)
@@ -69,15 +80,27 @@ func (w *rowWriter) add(rows []encodedRow) {
 	}
 }
 
-// chunkFor returns the one that the next row belongs to.
-func (w *rowWriter) chunkFor(size int) *rowChunk {
-	if n := len(w.chunks); n > 0 {
-		if last := w.chunks[n-1]; last.rows < chunkRows && last.size+size <= chunkBytes {
+// addDue adds when a row is to be sent.
+func (c *rowChunk) addDue(due *dueTime) {
+	var at, wait sql.NullString
+	if due.at.IsZero() {
+		wait = sql.NullString{String: strconv.FormatInt(due.wait.Microseconds(), 10), Valid: true}
+	} else {
+		at = sql.NullString{String: due.at.Format(time.RFC3339Nano), Valid: true}
+	}
+	c.at.Add(at)
+	c.wait.Add(wait)
+}
+
+// chunkFor returns the one of some chunks that the next row belongs to.
+func chunkFor(all *[]*rowChunk, size int) *rowChunk {
+	if n := len(*all); n > 0 {
+		if last := (*all)[n-1]; last.rows < chunkRows && last.size+size <= chunkBytes {
 			return last
 		}
 	}
 	c := chunks.Get().(*rowChunk)
-	w.chunks = append(w.chunks, c)
+	*all = append(*all, c)
 	return c
 }
 
@@ -91,7 +114,7 @@ func (c *rowChunk) free() {
 		return
 	}
 	c.rows, c.size = 0, 0
-	for _, array := range []*pgarray.Array{&c.topic, &c.uuid, &c.metadata, &c.orderKey, &c.payload} {
+	for _, array := range []*pgarray.Array{&c.topic, &c.uuid, &c.metadata, &c.orderKey, &c.payload, &c.at, &c.wait} {
 		array.Reset()
 	}
 	chunks.Put(c)
@@ -105,7 +128,13 @@ func (w *rowWriter) write(ctx context.Context, exec execFunc) error {
 		}
 		c.free()
 	}
-	w.chunks = nil
+	for _, c := range w.scheduled {
+		if err := c.writeScheduled(ctx, exec, w.schema); err != nil {
+			return err
+		}
+		c.free()
+	}
+	w.chunks, w.scheduled = nil, nil
 	return nil
 }
 

@@ -26,6 +26,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	stopListening := r.listen(ctx)
 	defer stopListening()
+	var tasks sync.WaitGroup
+	tasks.Go(func() { r.schedule(ctx) })
+	defer tasks.Wait() // ctx has ended then
 	publishing, release := outlive(ctx, r.drainTimeout())
 	defer release()
 	settling, release := outlive(publishing, settleTimeout)

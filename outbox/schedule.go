@@ -1,0 +1,118 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill/schema"
+)
+
+// DeliverAfterMetadata is the metadata key that has a message sent later. Its value is
+// either a time, as in RFC 3339, or how long to wait from the begin of the transaction, as
+// time.ParseDuration reads it: "2026-12-24T18:00:00Z" or "36h". Both are compared with the
+// database's clock. A time that has passed means as soon as possible.
+//
+// A Publisher takes the entry out of the metadata and writes the message to the table
+// scheduled in place of the outbox, in the same transaction. A relay moves it to the
+// outbox once it is due, and only there it gets its place among the messages with its
+// ordering key. DeliverAt and DeliverIn set the entry; Cancel takes back what is not due
+// yet. It needs schema version 6.
+const DeliverAfterMetadata = "oncemill-deliver-after"
+
+// DeliverAt has a message sent at a time, rather than at once. It sets
+// DeliverAfterMetadata.
+func DeliverAt(msg *message.Message, at time.Time) {
+	setDueTime(msg, at.UTC().Format(time.RFC3339Nano))
+}
+
+// DeliverIn has a message sent a while after the begin of the transaction that it is
+// published in, rather than at once. It sets DeliverAfterMetadata. Unlike DeliverAt it
+// does not depend on the clock of this machine.
+func DeliverIn(msg *message.Message, wait time.Duration) {
+	setDueTime(msg, wait.String())
+}
+
+func setDueTime(msg *message.Message, value string) {
+	if msg.Metadata == nil {
+		msg.Metadata = make(message.Metadata)
+	}
+	msg.Metadata.Set(DeliverAfterMetadata, value)
+}
+
+// A dueTime is when a scheduled message is to be sent: at a time or, if that is the zero
+// one, a while after the begin of its transaction.
+type dueTime struct {
+	at   time.Time
+	wait time.Duration
+}
+
+// readDueTime reads the value of DeliverAfterMetadata.
+func readDueTime(value string) (*dueTime, error) {
+	if wait, err := time.ParseDuration(value); err == nil {
+		return &dueTime{wait: wait}, nil
+	}
+	at, err := time.Parse(time.RFC3339, value)
+	if err == nil {
+		// Postgres would round it, perhaps to before the time.
+		at = at.UTC().Add(time.Microsecond - time.Nanosecond).Truncate(time.Microsecond)
+	}
+	if err != nil || at.Year() < 1 || at.Year() > 9999 || at.IsZero() {
+		return nil, fmt.Errorf("%w: metadata %s is %q: want a time of the years 1 to 9999, as in 2026-12-24T18:00:00Z, or how long to wait, as in 90s or 24h (use outbox.DeliverAt or outbox.DeliverIn)",
+			ErrInvalid, DeliverAfterMetadata, value)
+	}
+	return &dueTime{at: at}, nil
+}
+
+// scheduleSQL writes rows that are to be sent later.
+const scheduleSQL = `.scheduled (topic, uuid, metadata, ordering_key, payload, deliver_after)
+SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea,
+	coalesce(at::timestamptz, now() + make_interval(secs => microseconds::double precision / 1000000))
+FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::text::text[]), (SELECT $4::text::text[]), (SELECT $5::text::text[]),
+	(SELECT $6::text::text[]), (SELECT $7::text::text[])) AS new (topic, uuid, metadata, ordering_key, payload, at, microseconds)`
+
+// writeScheduled writes a chunk of rows that are to be sent later.
+func (c *rowChunk) writeScheduled(ctx context.Context, exec execFunc, schemaName string) error {
+	_, err := exec(ctx, `INSERT INTO `+schema.Quote(schemaName)+scheduleSQL,
+		c.topic.String(), c.uuid.String(), c.metadata.String(), c.orderKey.String(), c.payload.String(), c.at.String(), c.wait.String())
+	return withoutScheduled(schemaName, err)
+}
+
+// withoutScheduled is an error of a statement on the table scheduled, explained if there
+// is no such table.
+func withoutScheduled(schemaName string, err error) error {
+	var state interface{ SQLState() string }
+	if !errors.As(err, &state) || state.SQLState() != "42P01" {
+		return err
+	}
+	return fmt.Errorf("%w: %w: messages can be scheduled from schema version 6 on (run `oncemill migrate`)", ErrSchema, err)
+}
+
+// Cancel takes back scheduled messages that are not in the outbox yet, and returns how
+// many. They are named by their UUID and, unless that is "", their topic. tx is a
+// transaction, which has to commit: that of a handler, or one of the caller's. If a relay
+// is just moving the message to the outbox, Cancel waits for it and then returns 0: a
+// message is either sent or cancelled.
+//
+// It looks in the schema "oncemill"; for another use Publisher.Cancel.
+func Cancel(ctx context.Context, tx Executor, topic, uuid string) (cancelled int64, err error) {
+	return new(Publisher).Cancel(ctx, tx, topic, uuid)
+}
+
+// Cancel is like the function Cancel, for the Publisher's schema.
+func (p *Publisher) Cancel(ctx context.Context, tx Executor, topic, uuid string) (cancelled int64, err error) {
+	// The message's end must not cancel the statement: that would break the connection
+	// under all else that the transaction holds.
+	result, err := tx.ExecContext(context.WithoutCancel(ctx), `
+DELETE FROM `+schema.Quote(p.Schema)+`.scheduled WHERE uuid = $1::text AND ($2::text = '' OR topic = $2::text)`, uuid, topic)
+	if err == nil {
+		cancelled, err = result.RowsAffected()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("outbox: cancel topic=%q uuid=%q: %w", topic, uuid, withoutScheduled(p.Schema, err))
+	}
+	return cancelled, nil
+}

@@ -1,0 +1,129 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/oncemill/oncemill/schema"
+)
+
+// schedule moves scheduled rows to the outbox as they fall due, until ctx ends. It looks
+// again when the next one is due, and after the PollInterval at the latest, since there
+// may be new ones.
+func (r *Relay) schedule(ctx context.Context) {
+	s := scheduler{Relay: r}
+	for ctx.Err() == nil {
+		pause, err := s.round(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		pause = s.report(pause, err)
+		wait(ctx, pause, nil)
+	}
+}
+
+// A scheduler is one run of schedule.
+type scheduler struct {
+	*Relay
+	found bool // there is a table scheduled
+
+	// from is behind what was moved, which vacuum cannot remove while any transaction
+	// has an old snapshot: it is not stepped over again each time. Rows that were
+	// committed late may be before it.
+	from    duePosition
+	scanned time.Time     // when it was last looked at from the beginning on
+	walk    time.Duration // how long that took
+
+	failures  int
+	awaySince time.Time
+}
+
+// round moves what is due, and returns how long to wait for the next round.
+func (s *scheduler) round(ctx context.Context) (pause time.Duration, err error) {
+	if !s.found {
+		if err = s.onConn(ctx, s.look); err != nil || !s.found {
+			return noTableEvery, err
+		}
+	}
+	// As in a relay's scan, searches from the beginning take a small part of the time.
+	if time.Since(s.scanned) >= scanShare*s.walk {
+		s.from = duePosition{}
+	}
+	for more := true; more && err == nil; {
+		err = s.onConn(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+			more, pause, err = s.step(ctx, conn)
+			return err
+		})
+	}
+	return pause, err
+}
+
+// look finds out whether there is a table of scheduled rows: not so before schema version 6.
+func (s *scheduler) look(ctx context.Context, conn *sql.Conn) error {
+	return conn.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, schema.Quote(s.Schema)+".scheduled").Scan(&s.found)
+}
+
+// step moves some rows if any are due. more means that others may be.
+func (s *scheduler) step(ctx context.Context, conn *sql.Conn) (more bool, pause time.Duration, err error) {
+	begun := time.Now()
+	next, any, err := nextDue(ctx, conn, s.Schema, s.from)
+	if s.from.at.IsZero() && err == nil {
+		s.scanned, s.walk = begun, time.Since(begun)
+	}
+	if err != nil || !any || next > 0 {
+		return false, s.until(next, any), err
+	}
+	m, err := s.moveSome(ctx, conn, s.from)
+	if err != nil {
+		return false, 0, err
+	}
+	if m.moved > 0 {
+		s.Wake()
+	}
+	if m.moved == m.due {
+		s.from = m.last
+	}
+	return m.moved > 0, s.pollInterval(), nil
+}
+
+// until is how long to wait where the next row is due in some time, if there is any.
+func (s *scheduler) until(next time.Duration, any bool) time.Duration {
+	if !any {
+		return s.pollInterval()
+	}
+	return min(max(next, time.Millisecond), s.pollInterval())
+}
+
+// report logs that scheduled rows cannot be moved, and that they can again. It returns how
+// long to wait.
+func (s *scheduler) report(pause time.Duration, err error) time.Duration {
+	logger := orDefault(s.Logger)
+	if err == nil {
+		if s.failures > 0 {
+			logger.Info("outbox relay: moves scheduled messages again", "after", time.Since(s.awaySince).Round(time.Millisecond), "failed_rounds", s.failures)
+		}
+		s.failures = 0
+		return pause
+	}
+	s.from, s.found = duePosition{}, false
+	rights := lacksRights(err)
+	if s.failures++; s.failures == 1 {
+		s.awaySince = time.Now()
+		if rights {
+			err = fmt.Errorf("%w (GRANT SELECT, UPDATE, DELETE ON %[2]s.scheduled and INSERT ON %[2]s.outbox to the relay's role)", err, schema.Quote(s.Schema))
+		}
+		logger.Warn("outbox relay: cannot move scheduled messages, will try again until it can", "error", err)
+	}
+	if rights && s.failures > 3 { // not only a session that has lost them
+		return noTableEvery
+	}
+	return backoff(minAway, maxAway, s.failures-1)
+}
+
+func lacksRights(err error) bool {
+	var state interface{ SQLState() string }
+	return errors.As(err, &state) && state.SQLState() == "42501"
+}
