@@ -1,0 +1,170 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+)
+
+// lastTime stands for all times after it, infinity among them, which drivers cannot read.
+var lastTime = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+
+// readable is a column of times as drivers can read it.
+func readable(column string) string {
+	return `least(greatest(` + column + `, '0001-01-01Z'), '9999-12-31Z')`
+}
+
+// List returns up to most rows, from the one after the given entry on: the zero Entry
+// means from the first one on. Parked and deferred rows come in the order of their ids,
+// scheduled ones in that in which they are due.
+func (a *Admin) List(ctx context.Context, f Filter, after Entry, most int) (entries []Entry, err error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	if most < 1 {
+		return nil, fmt.Errorf("outbox: list: most is %d: must be at least 1", most)
+	}
+	var args []any
+	query := a.listSQL(f, after, most, &args)
+	err = a.in(ctx, func(tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, query, args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			e := Entry{State: f.state()}
+			if err := rows.Scan(&e.ID, &e.DedupID, &e.Topic, &e.UUID, &e.OrderingKey, &e.CreatedAt, &e.Attempts, &e.Since, &e.Error, &e.Size, &e.Behind); err != nil {
+				return err
+			}
+			entries = append(entries, e)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("outbox: list %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
+	}
+	return entries, nil
+}
+
+func (a *Admin) listSQL(f Filter, after Entry, most int, args *[]any) string {
+	if f.state() == Scheduled {
+		return a.listScheduledSQL(f, after, most, args)
+	}
+	table, since := a.source(f)
+	where := f.where(args)
+	if after.ID != 0 {
+		where += ` AND id > ` + argument(args, after.ID) + `::bigint`
+	}
+	// The rows behind those of the page are looked up once for each key: for each row
+	// of a key they are those of the gaps that follow it.
+	return `
+		WITH page AS MATERIALIZED (
+			SELECT id, dedup_id, topic, uuid, ordering_key, ` + createdAt + ` AS created_at, attempts, ` + readable(since) + ` AS since,
+			       coalesce(last_error, '') AS error, coalesce(octet_length(payload), 0) AS size
+			FROM ` + table + `
+			WHERE ` + where + `
+			ORDER BY id
+			LIMIT ` + fmt.Sprint(most) + `
+		), keys AS MATERIALIZED (
+			SELECT ordering_key, array_agg(id ORDER BY id) AS ids FROM page WHERE ordering_key IS NOT NULL GROUP BY ordering_key
+		), gaps AS MATERIALIZED (
+			SELECT k.ordering_key, width_bucket(b.id - 1, k.ids) AS gap, count(*) AS rows
+			FROM keys k JOIN ` + table + ` b ON ` + sameKey("b", "k") + ` AND b.id > k.ids[1]
+			GROUP BY 1, 2
+		), placed AS (
+			SELECT page.*, row_number() OVER (PARTITION BY ordering_key ORDER BY id) AS place FROM page
+		)
+		SELECT id, dedup_id::text, topic, uuid, ordering_key, created_at, attempts, since, error, size,
+		       (SELECT coalesce(sum(rows), 0)::bigint FROM gaps WHERE gaps.ordering_key = placed.ordering_key AND gap >= place)
+		FROM placed
+		ORDER BY id`
+}
+
+// sameKey is the condition that two rows have the same ordering key, with what makes the
+// rows of b be found by their partition.
+func sameKey(b, k string) string {
+	return `(get_byte(sha256(` + b + `.ordering_key), 0) % 64) = (get_byte(sha256(` + k + `.ordering_key), 0) % 64) AND ` +
+		b + `.ordering_key = ` + k + `.ordering_key AND ` + b + `.ordering_key IS NOT NULL`
+}
+
+func (a *Admin) listScheduledSQL(f Filter, after Entry, most int, args *[]any) string {
+	where := f.where(args)
+	if after.ID != 0 {
+		at := after.Since.UTC().Format(time.RFC3339Nano)
+		if !after.Since.Before(lastTime) {
+			at = "infinity"
+		}
+		where += ` AND (deliver_after, id) > (` + argument(args, at) + `::text::timestamptz, ` + argument(args, after.ID) + `::bigint)`
+	}
+	return `
+		SELECT id, dedup_id::text, topic, uuid, ordering_key, ` + createdAt + `, 0, ` + readable("deliver_after") + `, '', coalesce(octet_length(payload), 0), 0::bigint
+		FROM ` + a.table("scheduled") + `
+		WHERE ` + where + `
+		ORDER BY deliver_after, id
+		LIMIT ` + fmt.Sprint(most)
+}
+
+// Count returns how many rows match.
+func (a *Admin) Count(ctx context.Context, f Filter) (n int64, err error) {
+	if err := f.check(); err != nil {
+		return 0, err
+	}
+	var args []any
+	table, _ := a.source(f)
+	query := `SELECT count(*) FROM ` + table + ` WHERE ` + f.where(&args)
+	err = a.in(ctx, func(tx *sql.Tx) error { return tx.QueryRowContext(ctx, query, args...).Scan(&n) })
+	if err != nil {
+		return 0, fmt.Errorf("outbox: count %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
+	}
+	return n, nil
+}
+
+// A Group is the rows that have the same topic and the same error.
+type Group struct {
+	Topic string
+	Error string
+	Rows  int64
+	First time.Time // the least Entry.Since of them
+	Last  time.Time // the largest
+}
+
+// Summary sums up the rows by topic and error, and returns the largest groups, so many at
+// most, and how many groups and rows there are.
+func (a *Admin) Summary(ctx context.Context, f Filter, most int) (largest []Group, groups, rows int64, err error) {
+	if err := f.check(); err != nil {
+		return nil, 0, 0, err
+	}
+	var args []any
+	table, since := a.source(f)
+	lastError := `coalesce(last_error, '')`
+	if f.state() == Scheduled {
+		lastError = `''`
+	}
+	query := `
+		SELECT topic, error, count(*), ` + readable("min(since)") + `, ` + readable("max(since)") + `, count(*) OVER (), (sum(count(*)) OVER ())::bigint
+		FROM (SELECT topic, ` + lastError + ` AS error, ` + since + ` AS since FROM ` + table + ` WHERE ` + f.where(&args) + `) AS found
+		GROUP BY topic, error
+		ORDER BY count(*) DESC, topic, error
+		LIMIT ` + argument(&args, most) + `::bigint`
+	err = a.in(ctx, func(tx *sql.Tx) error {
+		found, err := tx.QueryContext(ctx, query, args...)
+		if err != nil {
+			return err
+		}
+		defer found.Close()
+		for found.Next() {
+			var g Group
+			if err := found.Scan(&g.Topic, &g.Error, &g.Rows, &g.First, &g.Last, &groups, &rows); err != nil {
+				return err
+			}
+			largest = append(largest, g)
+		}
+		return found.Err()
+	})
+	if err != nil {
+		return nil, 0, 0, fmt.Errorf("outbox: sum up %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
+	}
+	return largest, groups, rows, nil
+}
