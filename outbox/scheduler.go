@@ -3,7 +3,6 @@ package outbox
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,20 +13,27 @@ import (
 // again when the next one is due, and after the PollInterval at the latest, since there
 // may be new ones.
 func (r *Relay) schedule(ctx context.Context) {
-	s := scheduler{Relay: r}
+	s := scheduler{Relay: r, trouble: trouble{
+		what: "outbox relay: cannot move scheduled messages, will try again until it can", over: "outbox relay: moves scheduled messages again",
+	}}
 	for ctx.Err() == nil {
 		pause, err := s.round(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		pause = s.report(pause, err)
-		wait(ctx, pause, nil)
+		if err != nil {
+			err = s.explain(err)
+			s.from, s.found = duePosition{}, false
+		}
+		s.report(orDefault(r.Logger), err)
+		wait(ctx, s.pause(pause), nil)
 	}
 }
 
 // A scheduler is one run of schedule.
 type scheduler struct {
 	*Relay
+	trouble
 	found bool // there is a table scheduled
 
 	// from is behind what was moved, which vacuum cannot remove while any transaction
@@ -36,9 +42,6 @@ type scheduler struct {
 	from    duePosition
 	scanned time.Time     // when it was last looked at from the beginning on
 	walk    time.Duration // how long that took
-
-	failures  int
-	awaySince time.Time
 }
 
 // round moves what is due, and returns how long to wait for the next round.
@@ -97,33 +100,10 @@ func (s *scheduler) until(next time.Duration, any bool) time.Duration {
 	return min(max(next, time.Millisecond), s.pollInterval())
 }
 
-// report logs that scheduled rows cannot be moved, and that they can again. It returns how
-// long to wait.
-func (s *scheduler) report(pause time.Duration, err error) time.Duration {
-	logger := orDefault(s.Logger)
-	if err == nil {
-		if s.failures > 0 {
-			logger.Info("outbox relay: moves scheduled messages again", "after", time.Since(s.awaySince).Round(time.Millisecond), "failed_rounds", s.failures)
-		}
-		s.failures = 0
-		return pause
+// explain names the remedy where the relay's role has no rights on scheduled rows.
+func (s *scheduler) explain(err error) error {
+	if !lacksRights(err) {
+		return err
 	}
-	s.from, s.found = duePosition{}, false
-	rights := lacksRights(err)
-	if s.failures++; s.failures == 1 {
-		s.awaySince = time.Now()
-		if rights {
-			err = fmt.Errorf("%w (GRANT SELECT, UPDATE, DELETE ON %[2]s.scheduled and INSERT ON %[2]s.outbox to the relay's role)", err, schema.Quote(s.Schema))
-		}
-		logger.Warn("outbox relay: cannot move scheduled messages, will try again until it can", "error", err)
-	}
-	if rights && s.failures > 3 { // not only a session that has lost them
-		return noTableEvery
-	}
-	return backoff(minAway, maxAway, s.failures-1)
-}
-
-func lacksRights(err error) bool {
-	var state interface{ SQLState() string }
-	return errors.As(err, &state) && state.SQLState() == "42501"
+	return fmt.Errorf("%w (GRANT SELECT, UPDATE, DELETE ON %[2]s.scheduled and INSERT ON %[2]s.outbox to the relay's role)", err, schema.Quote(s.Schema))
 }
