@@ -105,7 +105,7 @@ func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
 
 // settle writes down what became of a batch that is published.
 func (l *loop) settle(b *batch) error {
-	err := b.verdicts.settle(b.ctx, b.tx, l.table())
+	err := b.verdicts.settle(b.ctx, b.tx, l.Relay)
 	if err != nil {
 		err = fmt.Errorf("database: settle published rows: %w", err)
 	} else if err = b.tx.Commit(); err != nil {

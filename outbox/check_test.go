@@ -25,6 +25,7 @@ func TestRelayChecksItsFields(t *testing.T) {
 		"Relay.MinBackoff":     {DB: db, Sink: sink, MinBackoff: time.Hour},
 		"Relay.MaxBackoff":     {DB: db, Sink: sink, MaxBackoff: -1},
 		"Relay.DrainTimeout":   {DB: db, Sink: sink, DrainTimeout: -1},
+		"Relay.Keep":           {DB: db, Sink: sink, Keep: -1},
 		"Relay.ListenURL":      {DB: db, Sink: sink, ListenURL: "postgres://user:sec ret@host:port/db"},
 	} {
 		for how, err := range map[string]error{"Check": relay.Check(t.Context()), "Run": relay.Run(t.Context())} {

@@ -24,6 +24,15 @@ const (
 	purgeRescan = time.Hour
 )
 
+// removePublished takes rows out of the outbox that are published, given their ids in
+// order, and keeps them if that is asked for.
+func (r *Relay) removePublished(ctx context.Context, tx *sql.Tx, ids []int64) error {
+	if r.Keep > 0 {
+		return removeKeeping(ctx, tx, r.Schema, ids)
+	}
+	return remove(ctx, tx, r.table(), ids)
+}
+
 // removeKeeping is remove, but for that the rows go to the table published, in the same
 // transaction. They get the time of the statement, at which the broker has them: the
 // transaction began before. All rows of a batch have the same time, and so in the order of

@@ -99,6 +99,11 @@ type Relay struct {
 	// when Run's context ends. 0 means 15 seconds.
 	DrainTimeout time.Duration
 
+	// Keep is how long rows are kept once they are published, in the table published, for
+	// Admin.Replay. 0 means that they are deleted at once. All relays of a table should
+	// have the same. It needs schema version 6.
+	Keep time.Duration
+
 	// Observer hears of every batch. Optional.
 	Observer *Observer
 
@@ -187,7 +192,10 @@ func (r *Relay) Check(ctx context.Context) error {
 	if err := dbcheck.Check(ctx, r.DB, r.Schema); err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	return r.checkRights(ctx)
+	if err := r.checkRights(ctx); err != nil || r.Keep == 0 {
+		return err
+	}
+	return r.checkKeep(ctx)
 }
 
 // validate looks at the fields alone.
@@ -211,6 +219,7 @@ func (r *Relay) validate() error {
 		{"MinBackoff", r.MinBackoff},
 		{"MaxBackoff", r.MaxBackoff},
 		{"DrainTimeout", r.DrainTimeout},
+		{"Keep", r.Keep},
 	} {
 		if field.value < 0 {
 			return fmt.Errorf("outbox: Relay.%s is %v: must not be negative; 0 means the default", field.name, field.value)

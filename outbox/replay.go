@@ -28,14 +28,15 @@ type Replay struct {
 
 // Replay puts rows that relays have kept back into the outbox, so that they are published
 // again, in the order in which they were: for what the broker has lost. It returns how
-// many. They keep their id, UUID, metadata, ordering key and CreatedAt, and get a fresh
-// DedupID, since the broker may remember the old one though it has lost the message.
+// many. They keep their UUID, metadata, ordering key and CreatedAt. They get new ids, in
+// their order, behind those that are waiting in the outbox already, and fresh DedupIDs,
+// since the broker may remember the old one though it has lost the message.
 //
 // Consumers inside oncemill's Once drop what they have handled before, as long as their
 // claims reach back that far; others handle it again.
 //
-// It takes transactions of 1,000 rows, and wakes relays at the end. A row is put back by
-// one of two replays at the same time. What was put back before an error stays so: the
+// It takes transactions of 1,000 rows, and wakes relays at the end. Of two replays at the
+// same time each waits for the other's transaction, and a row is put back by one. What was put back before an error stays so: the
 // same call again does the rest, and with Until set to when the first one began only that,
 // since rows are kept again when they are published again.
 func (a *Admin) Replay(ctx context.Context, r Replay) (rows int64, err error) {
@@ -70,11 +71,8 @@ func (r Replay) check() error {
 
 func withoutKept(err error) error {
 	var state interface{ SQLState() string }
-	switch {
-	case errors.As(err, &state) && state.SQLState() == "42P01":
+	if errors.As(err, &state) && state.SQLState() == "42P01" {
 		return fmt.Errorf("%w: %w: rows are kept from schema version 6 on (run `oncemill migrate`)", ErrSchema, err)
-	case errors.As(err, &state) && state.SQLState() == "23505":
-		return fmt.Errorf("%w: a row of the outbox has the id of one that was kept (publish that one, or give it another id)", err)
 	}
 	return err
 }
@@ -134,10 +132,14 @@ type keptPosition struct {
 	dedupID string
 }
 
-// putBack puts the next rows behind a position back. All of a transaction get there at
-// once, and those of an ordering key in the order of their ids, so that a relay does not
-// see a later one before an earlier one.
+// putBack puts the next rows behind a position back. Only one transaction at a time does
+// so, in a statement after the one that took the lock, as in moveDue: the rows of a key
+// get their new ids in their order.
 func (a *Admin) putBack(ctx context.Context, tx *sql.Tx, r Replay, after keptPosition) (n int64, last keptPosition, err error) {
+	lock := `SELECT pg_advisory_xact_lock(hashtextextended('oncemill replay ' || $1, 0))`
+	if _, err := tx.ExecContext(ctx, lock, a.table("published")); err != nil {
+		return 0, after, err
+	}
 	var args []any
 	where := r.where(&args)
 	if !after.at.IsZero() {
@@ -154,13 +156,13 @@ func (a *Admin) putBack(ctx context.Context, tx *sql.Tx, r Replay, after keptPos
 			WHERE `+where+`
 			ORDER BY published_at, id, dedup_id
 			LIMIT `+strconv.Itoa(changeRows)+`
-			FOR UPDATE SKIP LOCKED
+			FOR UPDATE
 		), gone AS (
 			DELETE FROM `+kept+` WHERE ctid = ANY (ARRAY(SELECT row FROM picked))
 			RETURNING published_at, id, topic, uuid, metadata, ordering_key, payload, created_at
 		), back AS (
-			INSERT INTO `+a.table("outbox")+` (id, topic, uuid, metadata, ordering_key, payload, created_at)
-			SELECT id, topic, uuid, metadata, ordering_key, payload, created_at FROM gone ORDER BY published_at, id
+			INSERT INTO `+a.table("outbox")+` (topic, uuid, metadata, ordering_key, payload, created_at)
+			SELECT topic, uuid, metadata, ordering_key, payload, created_at FROM gone ORDER BY published_at, id
 			RETURNING id
 		), last AS (
 			SELECT published_at, id, dedup_id::text FROM picked ORDER BY picked.published_at DESC, picked.id DESC, picked.dedup_id DESC LIMIT 1

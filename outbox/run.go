@@ -28,6 +28,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer stopListening()
 	var tasks sync.WaitGroup
 	tasks.Go(func() { r.schedule(ctx) })
+	if r.Keep > 0 {
+		tasks.Go(func() { r.purgeKept(ctx, r.Keep) })
+	}
 	defer tasks.Wait() // ctx has ended then
 	publishing, release := outlive(ctx, r.drainTimeout())
 	defer release()

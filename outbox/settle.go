@@ -36,11 +36,11 @@ type failure struct {
 }
 
 // settle writes the verdicts down.
-func (v *verdicts) settle(ctx context.Context, tx *sql.Tx, table string) error {
-	if err := remove(ctx, tx, table, v.published); err != nil {
+func (v *verdicts) settle(ctx context.Context, tx *sql.Tx, r *Relay) error {
+	if err := r.removePublished(ctx, tx, v.published); err != nil {
 		return err
 	}
-	return fail(ctx, tx, table, v.failed)
+	return fail(ctx, tx, r.table(), v.failed)
 }
 
 // longRun is how many ids one after another are worth a statement of their own.
