@@ -61,12 +61,19 @@
 //	metadata cannot be read          the row is parked with the error; the others pass
 //	a row is deferred or parked      those behind it with its ordering key wait
 //
-// A parked row stays in the table until somebody deals with it. To try it again:
+// A parked row stays in the table until somebody deals with it: with an [Admin], or the
+// commands `oncemill outbox list`, retry and drop. To try it again from SQL:
 //
 //	UPDATE oncemill.outbox SET parked_at = NULL, not_before = NULL, attempts = 0,
 //	       dedup_id = gen_random_uuid() WHERE id = ...
 //
 // The fresh dedup_id keeps the broker from taking it for a repetition.
+//
+// # What is sent later, and what is kept
+//
+// A message with the metadata [DeliverAfterMetadata] is sent later; [DeliverAt] and
+// [DeliverIn] set it, and [Cancel] takes it back. With Relay.Keep published rows are kept
+// for a while, and [Admin.Replay] has them published again if the broker has lost them.
 //
 // # Rows that are found late
 //
@@ -140,5 +147,6 @@
 // broker as the relay sees it. ordering key: what rows that belong together and
 // in order have in common. tombstone: a message without a payload. dedup id: the
 // UUID on which the broker drops repetitions. deferred: to be tried again later.
-// parked: not to be tried again by itself.
+// parked: not to be tried again by itself. scheduled: to be sent later. kept: published,
+// and there to be replayed.
 package outbox

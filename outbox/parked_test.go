@@ -164,12 +164,13 @@ func TestSummaryGroupsByTopicAndError(t *testing.T) {
 	t.Parallel()
 	eachDriver(t, func(t *testing.T, db *sql.DB, _ string) {
 		parkSome(t, db)
+		exec(t, db, `UPDATE oncemill.outbox SET last_error = 'message refused: payload of 11 MB' WHERE id = 8`)
 		found, groups, rows, err := (&outbox.Admin{DB: db}).Summary(t.Context(), outbox.Filter{}, 2)
 		must(t, err)
 		if groups != 3 || rows != 4 || len(found) != 2 {
 			t.Fatalf("%d groups, %d rows: %+v", groups, rows, found)
 		}
-		if g := found[0]; g.Topic != "orders.eu" || g.Rows != 2 || g.Error != "message refused: payload of 2 MB" || g.First.Day() != 1 || g.Last.Day() != 4 {
+		if g := found[0]; g.Topic != "orders.eu" || g.Rows != 2 || !strings.HasPrefix(g.Error, "message refused: payload of ") || g.First.Day() != 1 || g.Last.Day() != 4 {
 			t.Errorf("the largest group is %+v", g)
 		}
 	})

@@ -121,10 +121,11 @@ func (a *Admin) Count(ctx context.Context, f Filter) (n int64, err error) {
 	return n, nil
 }
 
-// A Group is the rows that have the same topic and the same error.
+// A Group is the rows that have the same topic and the same error. Errors that differ in
+// numbers alone, as in the size of a message, are the same.
 type Group struct {
 	Topic string
-	Error string
+	Error string // of one of the rows
 	Rows  int64
 	First time.Time // the least Entry.Since of them
 	Last  time.Time // the largest
@@ -143,10 +144,10 @@ func (a *Admin) Summary(ctx context.Context, f Filter, most int) (largest []Grou
 		lastError = `''`
 	}
 	query := `
-		SELECT topic, error, count(*), ` + readable("min(since)") + `, ` + readable("max(since)") + `, count(*) OVER (), (sum(count(*)) OVER ())::bigint
+		SELECT topic, min(error), count(*), ` + readable("min(since)") + `, ` + readable("max(since)") + `, count(*) OVER (), (sum(count(*)) OVER ())::bigint
 		FROM (SELECT topic, ` + lastError + ` AS error, ` + since + ` AS since FROM ` + table + ` WHERE ` + f.where(&args) + `) AS found
-		GROUP BY topic, error
-		ORDER BY count(*) DESC, topic, error
+		GROUP BY topic, regexp_replace(error, '[0-9]+', '0', 'g')
+		ORDER BY count(*) DESC, topic, min(error)
 		LIMIT ` + argument(&args, most) + `::bigint`
 	err = a.in(ctx, func(tx *sql.Tx) error {
 		found, err := tx.QueryContext(ctx, query, args...)

@@ -37,8 +37,9 @@ type action func(ctx context.Context, stdout, stderr io.Writer) error
 
 func commands() []command {
 	return []command{
-		migrateCommand, relayCommand, resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand,
-		outboxDrainCommand,
+		migrateCommand, relayCommand,
+		outboxCommand, outboxListCommand, outboxRetryCommand, outboxDropCommand, outboxCancelCommand, outboxReplayCommand, outboxDrainCommand,
+		resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand,
 		guardCommand, guardTenantsCommand, guardTenantsAddCommand, guardTenantsRotateCommand, guardTenantsRevokeCommand, guardTenantsListCommand,
 		doctorCommand, versionCommand,
 	}
@@ -182,8 +183,9 @@ func programHelp() string {
 	b.WriteString(`Oncemill makes the effects of messages happen exactly once.
 
 This program sets up its tables in Postgres, relays the outbox to NATS JetStream
-or Apache Kafka, resolves effects that are in doubt, and serves claims over HTTP
-to programs in any language. Handlers in Go use the packages.
+or Apache Kafka, lets you deal with what could not be sent, resolves effects that are
+in doubt, and serves claims over HTTP to programs in any language. Handlers in Go use
+the packages.
 
 Commands:
 `)

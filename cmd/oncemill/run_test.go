@@ -55,6 +55,12 @@ func TestHelpTeaches(t *testing.T) {
 		"migrate": {"database-url", "schema", "print"},
 		"resolve": {"database-url", "schema", "consumer", "ask-url", "landing-bound", "backoff", "deadline", "timeout", "concurrency",
 			"poll-interval", "http", "log-level", "log-format"},
+		"outbox":         {"database-url", "schema", "json"},
+		"outbox list":    {"database-url", "schema", "json"},
+		"outbox retry":   {"database-url", "schema"},
+		"outbox drop":    {"database-url", "schema"},
+		"outbox cancel":  {"database-url", "schema"},
+		"outbox replay":  {"database-url", "schema"},
 		"claims":         {"database-url", "schema", "consumer", "since", "json"},
 		"claims events":  {"database-url", "schema", "json"},
 		"claims resolve": {"database-url", "schema"},
@@ -126,8 +132,8 @@ func TestBadInput(t *testing.T) {
 		code  int
 		names []string
 	}{
-		"no command":        {nil, nil, 2, []string{"which command", "migrate, relay, resolve, claims, guard, version"}},
-		"unknown command":   {[]string{"relais"}, nil, 2, []string{`"relais"`, "migrate, relay, resolve, claims, guard, version"}},
+		"no command":        {nil, nil, 2, []string{"which command", "migrate, relay, outbox, resolve, claims, guard, version"}},
+		"unknown command":   {[]string{"relais"}, nil, 2, []string{`"relais"`, "migrate, relay, outbox, resolve, claims, guard, version"}},
 		"unknown help":      {[]string{"help", "relais"}, nil, 2, []string{`"relais"`}},
 		"unknown sub":       {[]string{"guard", "tenants", "ad"}, nil, 2, []string{"one of add, rotate, revoke, list", "oncemill guard tenants --help"}},
 		"URL as command":    {[]string{url}, nil, 2, []string{"must be a command"}},
