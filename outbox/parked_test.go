@@ -34,7 +34,7 @@ func parkSome(t *testing.T, db *sql.DB) {
 	exec(t, db, `SELECT setval(pg_get_serial_sequence('oncemill.outbox', 'id'), 9)`)
 }
 
-func ids(entries []outbox.Entry) (all []int64) {
+func entryIDs(entries []outbox.Entry) (all []int64) {
 	for _, e := range entries {
 		all = append(all, e.ID)
 	}
@@ -49,7 +49,7 @@ func TestListShowsWhatIsParkedAndWhatWaitsBehindIt(t *testing.T) {
 		must(t, admin.Check(t.Context()))
 		all, err := admin.List(t.Context(), outbox.Filter{}, outbox.Entry{}, 100)
 		must(t, err)
-		if got := ids(all); !slices.Equal(got, []int64{1, 2, 5, 8}) {
+		if got := entryIDs(all); !slices.Equal(got, []int64{1, 2, 5, 8}) {
 			t.Fatalf("ids are %v", got)
 		}
 		behind := []int64{3, 1, 0, 1}
@@ -79,7 +79,7 @@ func TestListShowsWhatIsParkedAndWhatWaitsBehindIt(t *testing.T) {
 			after = page[0]
 			paged = append(paged, after.ID)
 		}
-		if !slices.Equal(paged, ids(all)) {
+		if !slices.Equal(paged, entryIDs(all)) {
 			t.Errorf("pages are %v", paged)
 		}
 	})
@@ -121,7 +121,7 @@ func TestFiltersSayWhichRowsAreMeant(t *testing.T) {
 				must(t, err)
 				n, err := admin.Count(t.Context(), test.filter)
 				must(t, err)
-				if got := ids(found); !slices.Equal(got, test.want) || n != int64(len(test.want)) {
+				if got := entryIDs(found); !slices.Equal(got, test.want) || n != int64(len(test.want)) {
 					t.Errorf("%+v: got %v and a count of %d, want %v", test.filter, got, n, test.want)
 				}
 			}
