@@ -21,6 +21,9 @@ const (
 	// farDue is what is taken for the time until a row is due that is due later still.
 	farDue = time.Hour
 
+	// minLook is the least time between two looks for rows that are new.
+	minLook = 100 * time.Millisecond
+
 	// noTableEvery is how often a Relay looks whether there is a table of scheduled rows
 	// yet, or whether it may use it by now.
 	noTableEvery = time.Minute

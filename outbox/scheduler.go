@@ -10,8 +10,8 @@ import (
 )
 
 // schedule moves scheduled rows to the outbox as they fall due, until ctx ends. It looks
-// again when the next one is due, and after the PollInterval at the latest, since there
-// may be new ones.
+// again when the next one is due, and after the PollInterval at the latest, or 100
+// milliseconds if that is less, since there may be new ones.
 func (r *Relay) schedule(ctx context.Context) {
 	s := scheduler{Relay: r, trouble: trouble{
 		what: "outbox relay: cannot move scheduled messages, will try again until it can", over: "outbox relay: moves scheduled messages again",
@@ -89,16 +89,19 @@ func (s *scheduler) step(ctx context.Context, conn *sql.Conn) (more bool, pause 
 	if m.moved == m.due {
 		s.from = m.last
 	}
-	return m.moved > 0, s.pollInterval(), nil
+	return m.moved > 0, s.lookInterval(), nil
 }
 
 // until is how long to wait where the next row is due in some time, if there is any.
 func (s *scheduler) until(next time.Duration, any bool) time.Duration {
 	if !any {
-		return s.pollInterval()
+		return s.lookInterval()
 	}
-	return min(max(next, time.Millisecond), s.pollInterval())
+	return min(max(next, time.Millisecond), s.lookInterval())
 }
+
+// lookInterval is how often it looks for rows that are new.
+func (s *scheduler) lookInterval() time.Duration { return max(s.pollInterval(), minLook) }
 
 // explain names the remedy where the relay's role has no rights on scheduled rows.
 func (s *scheduler) explain(err error) error {
