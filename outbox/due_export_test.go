@@ -17,3 +17,9 @@ func NextDueSQL(schemaName string) string { return nextDueSQL(schemaName, duePos
 func MoveDueSQL(schemaName string, most int) string {
 	return moveDueSQL(schemaName, duePosition{}, most)
 }
+
+// ListSQL is what List runs for a Filter without values.
+func (a *Admin) ListSQL(f Filter, most int) string {
+	var args []any
+	return a.listSQL(f, Entry{}, most, &args)
+}

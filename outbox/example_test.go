@@ -8,6 +8,7 @@ import (
 	"log"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -37,6 +38,8 @@ func TestExamples(t *testing.T) {
 		"PublisherSink": {ExamplePublisherSink, "orders.paid with dedup id: true\n"},
 		"Relay.Ready":   {ExampleRelay_Ready, "outbox: relay has not finished a round yet\n"},
 		"sql":           {Example_sql, "published to orders.paid: {\"order\": 7}\n<nil>\n"},
+		"DeliverIn":     {ExampleDeliverIn, "1 cancelled\n"},
+		"Admin":         {ExampleAdmin, "7 orders.paid: message refused: too large\n1 to be tried again\n"},
 		"orderingKey":   {Example_orderingKey, "order-7: paid\norder-7: sent\n<nil>\n"},
 	} {
 		exampleURL = testenv.PostgresURL(t)
@@ -207,4 +210,63 @@ func Example_sql() {
 	ctx, stop := context.WithCancel(context.Background())
 	relay := &outbox.Relay{DB: exampleDB, Sink: printer{done: stop}}
 	fmt.Println(relay.Run(ctx))
+}
+
+func ExampleDeliverIn() {
+	publisher := &outbox.Publisher{}
+	err := runHandler(func(ctx context.Context) error {
+		reminder := message.NewMessageWithContext(ctx, "reminder-7", []byte("order 7 is not paid yet"))
+		outbox.DeliverIn(reminder, 36*time.Hour)
+		return publisher.Publish("orders.reminder", reminder)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// The order is paid: a handler, or any other transaction, takes the reminder back.
+	tx, err := exampleDB.Begin()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer tx.Rollback()
+	n, err := publisher.Cancel(context.Background(), tx, "orders.reminder", "reminder-7")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(n, "cancelled")
+	// Prints: 1 cancelled
+}
+
+func ExampleAdmin() {
+	exampleDB.Exec(`INSERT INTO oncemill.outbox (id, topic, parked_at, last_error) VALUES (7, 'orders.paid', now(), 'message refused: too large')`)
+
+	admin := &outbox.Admin{DB: exampleDB}
+	ctx := context.Background()
+	tooLarge := outbox.Filter{Topic: "orders.*", Error: "too large"}
+	for after := (outbox.Entry{}); ; {
+		entries, err := admin.List(ctx, tooLarge, after, 100)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if len(entries) == 0 {
+			break
+		}
+		for _, e := range entries {
+			fmt.Printf("%d %s: %s\n", e.ID, e.Topic, e.Error)
+			after = e
+		}
+	}
+
+	// Once the broker takes larger messages:
+	changed, err := admin.Retry(ctx, tooLarge)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(changed.Rows, "to be tried again")
+	// Prints:
+	// 7 orders.paid: message refused: too large
+	// 1 to be tried again
 }

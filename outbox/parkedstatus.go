@@ -23,7 +23,7 @@ type Accuracy string
 
 const (
 	Exact    Accuracy = "exact"
-	AtLeast  Accuracy = "at least" // among the 100,000 oldest rows; there may be others
+	AtLeast  Accuracy = "at least" // among the 100,000 oldest rows or so; there may be others
 	Estimate Accuracy = "estimate" // the query planner's, from the table's size and statistics
 )
 
@@ -94,8 +94,17 @@ func (a *Admin) outboxStatus(ctx context.Context, tx *sql.Tx, s *Status) error {
 	}
 	s.Deferred.Accuracy = AtLeast
 	all, err := estimate(ctx, tx, table)
-	s.Waiting = Count{max(all-s.Parked.Rows-s.Deferred.Rows, s.Waiting.Rows), Estimate}
+	s.Waiting = atLeast(s.Waiting.Rows, all-s.Parked.Rows-s.Deferred.Rows)
 	return err
+}
+
+// atLeast is a number of rows that is larger than the one that was counted, given an
+// estimate of it. That is of no use for a table that has grown and has no statistics yet.
+func atLeast(counted, estimated int64) Count {
+	if estimated <= counted {
+		return Count{counted, AtLeast}
+	}
+	return Count{estimated, Estimate}
 }
 
 // tableStatus counts the rows of a table, and returns the least time of a column.
@@ -110,7 +119,7 @@ func (a *Admin) tableStatus(ctx context.Context, tx *sql.Tx, name, column string
 		if err != nil {
 			return first, err
 		}
-		*c = Count{max(all, c.Rows), Estimate}
+		*c = atLeast(c.Rows, all)
 	}
 	var found sql.NullTime
 	err = tx.QueryRowContext(ctx, `SELECT (SELECT `+readable(column)+` FROM `+table+` ORDER BY `+column+` LIMIT 1)`).Scan(&found)
