@@ -90,33 +90,6 @@ func (a *Admin) Drop(ctx context.Context, f Filter, keep func(Entry) error) (Cha
 	})
 }
 
-// goOn returns how many rows of some ordering keys, behind an id of each, wait for no
-// other row that is parked or deferred.
-func (a *Admin) goOn(ctx context.Context, tx *sql.Tx, keys map[string]int64) (n int64, err error) {
-	if len(keys) == 0 {
-		return 0, nil
-	}
-	var key, id pgarray.Array
-	for k, first := range keys {
-		key.AddBytes([]byte(k))
-		id.AddText(strconv.FormatInt(first, 10))
-	}
-	table := a.table("outbox")
-	err = tx.QueryRowContext(ctx, `
-		WITH keys AS MATERIALIZED (
-			SELECT k.ordering_key::bytea AS ordering_key, k.id::bigint AS id FROM unnest($1::text::text[], $2::text::text[]) AS k (ordering_key, id)
-		), upto AS MATERIALIZED (
-			SELECT keys.*, (
-				SELECT min(h.id) FROM `+table+` h
-				WHERE h.ordering_key = keys.ordering_key AND sha256(h.ordering_key) = sha256(keys.ordering_key)
-					AND h.ordering_key IS NOT NULL AND (h.parked_at IS NOT NULL OR h.not_before IS NOT NULL)) AS held
-			FROM keys
-		)
-		SELECT count(*) FROM upto JOIN `+table+` b ON `+sameKey("b", "upto")+` AND b.id > upto.id AND (upto.held IS NULL OR b.id < upto.held)`,
-		key.String(), id.String()).Scan(&n)
-	return n, err
-}
-
 // change runs fn for the rows that match and that nobody holds, given their ids as an
 // array, in transactions of its own. fn says what it has done.
 func (a *Admin) change(ctx context.Context, f Filter, what string, fn func(tx *sql.Tx, ids string, c *Changed) error) (sum Changed, err error) {

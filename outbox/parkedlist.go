@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -35,12 +36,15 @@ func (a *Admin) List(ctx context.Context, f Filter, after Entry, most int) (entr
 		defer rows.Close()
 		for rows.Next() {
 			e := Entry{State: f.state()}
-			if err := rows.Scan(&e.ID, &e.DedupID, &e.Topic, &e.UUID, &e.OrderingKey, &e.CreatedAt, &e.Attempts, &e.Since, &e.Error, &e.Size, &e.Behind); err != nil {
+			if err := rows.Scan(&e.ID, &e.DedupID, &e.Topic, &e.UUID, &e.OrderingKey, &e.CreatedAt, &e.Attempts, &e.Since, &e.Error, &e.Size); err != nil {
 				return err
 			}
 			entries = append(entries, e)
 		}
-		return rows.Err()
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil || f.state() == Scheduled {
+			return err
+		}
+		return a.countBehind(ctx, tx, entries)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
@@ -57,36 +61,13 @@ func (a *Admin) listSQL(f Filter, after Entry, most int, args *[]any) string {
 	if after.ID != 0 {
 		where += ` AND id > ` + argument(args, after.ID) + `::bigint`
 	}
-	// The rows behind those of the page are looked up once for each key: for each row
-	// of a key they are those of the gaps that follow it.
 	return `
-		WITH page AS MATERIALIZED (
-			SELECT id, dedup_id, topic, uuid, ordering_key, ` + createdAt + ` AS created_at, attempts, ` + readable(since) + ` AS since,
-			       coalesce(last_error, '') AS error, coalesce(octet_length(payload), 0) AS size
-			FROM ` + table + `
-			WHERE ` + where + `
-			ORDER BY id
-			LIMIT ` + fmt.Sprint(most) + `
-		), keys AS MATERIALIZED (
-			SELECT ordering_key, array_agg(id ORDER BY id) AS ids FROM page WHERE ordering_key IS NOT NULL GROUP BY ordering_key
-		), gaps AS MATERIALIZED (
-			SELECT k.ordering_key, width_bucket(b.id - 1, k.ids) AS gap, count(*) AS rows
-			FROM keys k JOIN ` + table + ` b ON ` + sameKey("b", "k") + ` AND b.id > k.ids[1]
-			GROUP BY 1, 2
-		), placed AS (
-			SELECT page.*, row_number() OVER (PARTITION BY ordering_key ORDER BY id) AS place FROM page
-		)
-		SELECT id, dedup_id::text, topic, uuid, ordering_key, created_at, attempts, since, error, size,
-		       (SELECT coalesce(sum(rows), 0)::bigint FROM gaps WHERE gaps.ordering_key = placed.ordering_key AND gap >= place)
-		FROM placed
-		ORDER BY id`
-}
-
-// sameKey is the condition that two rows have the same ordering key, with what makes the
-// rows of b be found by their partition.
-func sameKey(b, k string) string {
-	return `(get_byte(sha256(` + b + `.ordering_key), 0) % 64) = (get_byte(sha256(` + k + `.ordering_key), 0) % 64) AND ` +
-		b + `.ordering_key = ` + k + `.ordering_key AND ` + b + `.ordering_key IS NOT NULL`
+		SELECT id, dedup_id::text, topic, uuid, ordering_key, ` + createdAt + `, attempts, ` + readable(since) + `,
+		       coalesce(last_error, ''), coalesce(octet_length(payload), 0)
+		FROM ` + table + `
+		WHERE ` + where + `
+		ORDER BY id
+		LIMIT ` + fmt.Sprint(most)
 }
 
 func (a *Admin) listScheduledSQL(f Filter, after Entry, most int, args *[]any) string {
@@ -99,7 +80,7 @@ func (a *Admin) listScheduledSQL(f Filter, after Entry, most int, args *[]any) s
 		where += ` AND (deliver_after, id) > (` + argument(args, at) + `::text::timestamptz, ` + argument(args, after.ID) + `::bigint)`
 	}
 	return `
-		SELECT id, dedup_id::text, topic, uuid, ordering_key, ` + createdAt + `, 0, ` + readable("deliver_after") + `, '', coalesce(octet_length(payload), 0), 0::bigint
+		SELECT id, dedup_id::text, topic, uuid, ordering_key, ` + createdAt + `, 0, ` + readable("deliver_after") + `, '', coalesce(octet_length(payload), 0)
 		FROM ` + a.table("scheduled") + `
 		WHERE ` + where + `
 		ORDER BY deliver_after, id
