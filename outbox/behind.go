@@ -11,7 +11,7 @@ import (
 // fewKeys is up to how many ordering keys have their rows looked up in the index of their
 // partition, where each costs a walk along a part of all rows. The rows of more keys are
 // found by going through the table once.
-const fewKeys = 16
+const fewKeys = 4
 
 // joinKeys has the planner join rows to that many ordering keys, in the rest of the
 // transaction, and returns the condition that it is for.
