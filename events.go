@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/storedkey"
 )
 
 // An EventKind says what happened to a guarded claim.
@@ -92,7 +94,7 @@ func scanEvent(rows *sql.Rows) (e Event, err error) {
 // shownOr is the text that stands for key, also if key is that text itself, as InDoubt
 // shows it.
 func shownOr(key string) string {
-	if hashedKey.MatchString(key) {
+	if storedkey.IsHash(key) {
 		return key
 	}
 	return storedKey(key)

@@ -133,7 +133,7 @@ type Observer struct {
 	// to return.
 	Failed func(ctx context.Context, err *Error)
 
-	// Purged is called after Run or Purge has deleted claims of a consumer.
+	// Purged is called after Run or Purge has deleted a batch of a consumer's claims.
 	Purged func(ctx context.Context, consumer string, claims int64)
 }
 

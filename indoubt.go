@@ -3,13 +3,11 @@ package oncemill
 import (
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"fmt"
-	"regexp"
-	"strings"
 	"time"
 
 	"github.com/oncemill/oncemill/internal/metadata"
+	"github.com/oncemill/oncemill/internal/storedkey"
 )
 
 // InDoubt is a claim of which nobody knows whether its effect happened.
@@ -84,16 +82,6 @@ func scanInDoubt(rows *sql.Rows, more ...any) (d InDoubt, err error) {
 		d.Message.Metadata, err = metadata.Decode(meta)
 	}
 	return d, err
-}
-
-// shownKey undoes storedKey, where that is possible.
-func shownKey(stored string) string {
-	if digits, ok := strings.CutPrefix(stored, hexPrefix); ok {
-		if key, err := hex.DecodeString(digits); err == nil {
-			return string(key)
-		}
-	}
-	return stored
 }
 
 // InDoubt returns up to limit claims that are in doubt, of one consumer or, with "",
@@ -221,15 +209,12 @@ func (c *Consumer) Held(ctx context.Context, key string) (*Held, error) {
 // find reads a claim for somebody who may know the key only as InDoubt shows it.
 func (d *delivered) find(read func() (*Held, error)) (*Held, error) {
 	held, err := read()
-	if err == nil && held == nil && hashedKey.MatchString(d.key) {
+	if err == nil && held == nil && storedkey.IsHash(d.key) {
 		d.stored = d.key
 		held, err = read()
 	}
 	return held, err
 }
-
-// hashedKey is what InDoubt has for keys that are too long to be stored.
-var hashedKey = regexp.MustCompile(`^` + hashPrefix + `[0-9a-f]{64}$`)
 
 // takeInDoubt takes a claim in doubt over. Its next statement ends it; until then
 // nobody else sees it.

@@ -45,19 +45,17 @@ func (in *Inbox) Purge(ctx context.Context) (claims int64, err error) {
 }
 
 func (in *Inbox) purge(ctx context.Context, consumer string) (claims int64, err error) {
-	defer func() {
-		if claims > 0 && in.Observer.Purged != nil {
-			in.Observer.Purged(ctx, consumer, claims)
-		}
-	}()
 	for _, s := range in.sweeps(consumer) {
 		for more := true; more; {
 			b, err := s.batch(ctx)
 			if err != nil {
 				return claims, err
 			}
-			if s.table == "claims" {
+			if s.table == "claims" && b.rows > 0 {
 				claims += b.rows
+				if in.Observer.Purged != nil {
+					in.Observer.Purged(ctx, consumer, b.rows)
+				}
 			}
 			more = b.full
 		}

@@ -34,7 +34,7 @@ func TestPurgeForgetsOldClaimsAndRefusesMessagesFromThatTime(t *testing.T) {
 
 	n, err := in.Purge(within(t))
 	must(t, err)
-	if n != 2500 || fmt.Sprint(purged) != "[test 2500]" {
+	if n != 2500 || fmt.Sprint(purged) != "[test 1000 test 1000 test 500]" {
 		t.Errorf("purged %d %v, want the 2500 of this inbox's consumer", n, purged)
 	}
 	if left := f.count(`SELECT count(*) FROM oncemill.claims`); left != 2 {

@@ -30,7 +30,9 @@ Find out at the provider, by the column PROVIDER KEY, what became of each, and
 then tell with oncemill claims resolve. Those that a resolver still asks about are
 listed too.
 
-What happened to one key, oncemill claims events shows.
+All claims, oncemill claims list lists; all about one key, oncemill claims show
+tells, and what happened to it, oncemill claims events. Old ones go by oncemill
+claims purge, if no program of yours purges.
 
 With --blocked it sums up what did not happen a second time: claims that were
 refused because their key was taken, and of how many effects. The amount of each of
@@ -105,7 +107,7 @@ func (o claimsOptions) printBlocked(ctx context.Context, inbox *oncemill.Inbox, 
 		return printJSON(stdout, all)
 	}
 	if len(all) == 0 {
-		return o.printNothing(ctx, inbox, stdout, fmt.Sprintf("was blocked in the last %v", *o.since))
+		return printNothing(ctx, inbox, stdout, *o.consumer, fmt.Sprintf("was blocked in the last %v", *o.since))
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "CONSUMER\tBLOCKED\tEFFECTS\tAMOUNT\tCURRENCY")
@@ -139,7 +141,7 @@ func (o claimsOptions) printInDoubt(ctx context.Context, inbox *oncemill.Inbox, 
 		}
 		if len(claims) < page {
 			if total == 0 && !*o.json && err == nil {
-				return o.printNothing(ctx, inbox, stdout, "is in doubt")
+				return printNothing(ctx, inbox, stdout, *o.consumer, "is in doubt")
 			}
 			return err
 		}
@@ -149,20 +151,20 @@ func (o claimsOptions) printInDoubt(ctx context.Context, inbox *oncemill.Inbox, 
 
 // printNothing says of which consumer there is nothing to list, and whether there is such
 // a consumer.
-func (o claimsOptions) printNothing(ctx context.Context, inbox *oncemill.Inbox, stdout io.Writer, what string) error {
-	if *o.consumer == "" {
+func printNothing(ctx context.Context, inbox *oncemill.Inbox, stdout io.Writer, consumer, what string) error {
+	if consumer == "" {
 		_, err := fmt.Fprintf(stdout, "nothing %s\n", what)
 		return err
 	}
 	unknown := ""
-	known, err := isKnown(ctx, inbox, *o.consumer)
+	known, err := isKnown(ctx, inbox, consumer)
 	if err != nil {
 		return err
 	}
 	if !known {
 		unknown = ": it has no claims and no events at all (is that its name?)"
 	}
-	_, err = fmt.Fprintf(stdout, "nothing of consumer %s %s%s\n", shown(*o.consumer), what, unknown)
+	_, err = fmt.Fprintf(stdout, "nothing of consumer %s %s%s\n", shown(consumer), what, unknown)
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/internal/oneline"
 )
 
@@ -50,18 +51,22 @@ func printEvents(ctx context.Context, d database, name, key string, asJSON bool,
 		case asJSON:
 			err = printJSON(stdout, events)
 		default:
-			if after == 0 {
-				fmt.Fprintln(table, "TIME\tEVENT\tTOKEN\tAMOUNT\tBY\tNOTE")
-			}
-			for _, e := range events {
-				fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", e.At.UTC().Format(time.RFC3339Nano), e.Kind, e.Token,
-					shownAmount(e.Amount, e.Currency), shown(e.Actor), oneline.Of(e.Note, mostNote))
-			}
-			err = table.Flush()
+			err = printEventRows(table, events, after == 0)
 		}
 		if err != nil || len(events) < page {
 			return err
 		}
 		after = events[len(events)-1].ID
 	}
+}
+
+func printEventRows(table *tabwriter.Writer, events []oncemill.Event, first bool) error {
+	if first {
+		fmt.Fprintln(table, "TIME\tEVENT\tTOKEN\tAMOUNT\tBY\tNOTE")
+	}
+	for _, e := range events {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", e.At.UTC().Format(time.RFC3339Nano), e.Kind, e.Token,
+			shownAmount(e.Amount, e.Currency), shown(e.Actor), oneline.Of(e.Note, mostNote))
+	}
+	return table.Flush()
 }

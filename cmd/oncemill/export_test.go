@@ -13,3 +13,6 @@ func Run(ctx context.Context, args []string, env map[string]string, stdout, stde
 	}
 	return run(ctx, args, lookup, stdout, stderr)
 }
+
+// The queries of claims list, for the test that looks at their plans.
+const UnsettledSQL, SettledSQL, ByKeySQL, ByIndexSQL = unsettledSQL, settledSQL, byKeySQL, byIndexSQL

@@ -39,7 +39,7 @@ func commands() []command {
 	return []command{
 		migrateCommand, relayCommand,
 		outboxCommand, outboxListCommand, outboxRetryCommand, outboxDropCommand, outboxCancelCommand, outboxReplayCommand, outboxDrainCommand,
-		resolveCommand, claimsCommand, claimsResolveCommand, claimsEventsCommand,
+		resolveCommand, claimsCommand, claimsListCommand, claimsShowCommand, claimsEventsCommand, claimsResolveCommand, claimsPurgeCommand,
 		guardCommand, guardTenantsCommand, guardTenantsAddCommand, guardTenantsRotateCommand, guardTenantsRevokeCommand, guardTenantsListCommand,
 		doctorCommand, versionCommand,
 	}
