@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // newDeferring is newBatched, with statements that were run so often that they are deferred.
@@ -174,6 +175,7 @@ func TestAPauseBehindDeferredStatements(t *testing.T) {
 // What a text has prepared that failed is not left in the pool.
 func TestAFailedTextLeavesNothingPrepared(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "what a failed text has prepared stays in the session that the pooler keeps")
 	f := newFixture(t)
 	f.exec(`CREATE TABLE uniques (name text UNIQUE)`)
 	db := f.open("postgres", f.url)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // proxy stands between a pool and Postgres, and can cut a connection around a
@@ -267,6 +268,7 @@ func TestADeadlockIsNotTheHandlersFault(t *testing.T) {
 
 func TestACommitThatHangsIsGivenUpAsUnknown(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "an advisory lock of a session")
 	f := newFixture(t)
 	// A constraint trigger makes COMMIT wait for a lock that the test holds.
 	f.exec(`CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

@@ -43,6 +43,7 @@ func TestClaimBatchIsChecked(t *testing.T) {
 // The trigger sees what the COMMIT does: it is deferred to there.
 func TestASharedClaimIsDurableWhateverTheDatabaseDefaultsTo(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	f := newFixture(t)
 	f.exec(`CREATE TABLE settings (name text)`)
 	f.exec(`CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -316,6 +317,7 @@ func TestASharedSettlementDeletesWhatWasParkedBefore(t *testing.T) {
 // analyzed it yet.
 func TestSharedStatementsReadNoWholeTable(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "PlanByIndex sets enable_seqscan for the session")
 	f := newFixture(t)
 	f.exec(`ALTER TABLE oncemill.claims SET (autovacuum_enabled = off)`)
 	db := testenv.OpenByIndex(t, f.url)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 func TestSharedClaimsKeepTheirValues(t *testing.T) {
@@ -93,6 +94,7 @@ func TestASharedClaimOfNothingInParticular(t *testing.T) {
 // Settings of a session that make a shared statement fail make none of its claims fail.
 func TestSharedClaimsInOddSessions(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	for _, setting := range []string{"default_transaction_isolation=serializable", "default_transaction_isolation=repeatable%20read", "statement_timeout=20000", "bytea_output=escape", "standard_conforming_strings=off", "plan_cache_mode=force_generic_plan"} {
 		t.Run(setting, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // A key that waits for another transaction must not keep others waiting for as long.
@@ -48,6 +49,7 @@ func TestABlockedKeyDoesNotHoldUpThoseItSharesAStatementWith(t *testing.T) {
 
 func TestABlockedKeyOfASharedStatementEndsAtStatementTimeout(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	f := newFixture(t)
 	tx, err := f.db.Begin()
 	must(t, err)
@@ -107,6 +109,7 @@ func TestSharedSettlementsOfTwoProcessesDoNotFailEachOther(t *testing.T) {
 
 func TestASharedStatementInADeadlockIsTriedAgain(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	f := newFixture(t)
 	in := &oncemill.Inbox{DB: f.db, ClaimBatch: 64, LockWait: 40 * time.Second}
 	c := in.Consumer("test")

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // claim claims a key that is to be had.
@@ -176,6 +177,7 @@ func TestNoAttemptOutlivesTheProvidersKey(t *testing.T) {
 
 func TestAClaimIsDurableWhateverTheDatabaseDefaultsTo(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	f := newFixture(t)
 	f.exec(`CREATE TABLE settings (name text)`)
 	f.exec(`CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

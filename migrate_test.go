@@ -119,6 +119,7 @@ func TestTwoSchemasInOneDatabase(t *testing.T) {
 
 func TestAWrongDatabaseFailsAtStart(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	f := newFixture(t)
 	check := func(db *sql.DB, schema string) error {
 		return (&oncemill.Inbox{DB: db, Schema: schema}).Check(within(t))

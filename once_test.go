@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 func TestOnceRunsAMessageOnce(t *testing.T) {
@@ -127,6 +128,7 @@ func TestAKeyInFlightElsewhereIsErrInFlight(t *testing.T) {
 
 func TestSettingsOfTheClaim(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	f := newFixture(t)
 	f.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = 7654', current_database());
 		EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable', current_database()); END $$`)

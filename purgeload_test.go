@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // haveBeen has claims be nearly as old as they are kept for, as soon as they are made, so
@@ -166,6 +167,7 @@ func (f *fixture) oldClaims() {
 
 func TestTwoPurgesDoNotWaitForEachOther(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "an advisory lock of a session")
 	f := newFixture(t)
 	f.oldClaims()
 	h := f.holdUp()
@@ -205,6 +207,7 @@ func TestTwoPurgesDoNotWaitForEachOther(t *testing.T) {
 
 func TestAPurgeThatIsKilledInTheMiddleGoesOn(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "an advisory lock of a session")
 	f := newFixture(t)
 	f.oldClaims()
 	h := f.holdUp()
@@ -246,6 +249,7 @@ func TestAPurgeThatIsKilledInTheMiddleGoesOn(t *testing.T) {
 // A process that freezes keeps others from purging, but no longer than IdleTimeout.
 func TestAPurgeThatFreezesIsEnded(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "an advisory lock of a session")
 	f := newFixture(t)
 	f.oldClaims()
 	h := f.holdUp()

@@ -16,11 +16,12 @@ type statements struct {
 	db     *sql.DB
 	schema string // quoted
 
-	mu       sync.Mutex
-	prepared map[string]*sql.Stmt
-	writing  map[string]*writable // of prepared queries, what can be deferred
-	seen     map[string]int       // how often handlers have run what is not prepared
-	wanted   []string             // to be prepared before the next transaction
+	mu        sync.Mutex
+	prepared  map[string]*sql.Stmt
+	preparing map[string]chan struct{} // closed when that has ended
+	writing   map[string]*writable     // of prepared queries, what can be deferred
+	seen      map[string]int           // how often handlers have run what is not prepared
+	wanted    []string                 // to be prepared before the next transaction
 }
 
 const (
@@ -34,7 +35,7 @@ const (
 
 func (s *statements) init(db *sql.DB, quotedSchema string) {
 	s.db, s.schema = db, quotedSchema
-	s.prepared = make(map[string]*sql.Stmt)
+	s.prepared, s.preparing = make(map[string]*sql.Stmt), make(map[string]chan struct{})
 	s.seen, s.writing = make(map[string]int), make(map[string]*writable)
 }
 
@@ -51,28 +52,43 @@ func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, erro
 	return s.prepareText(ctx, query, s.in(query))
 }
 
+// prepareText has each query prepared once, also where several want it at a time: a
+// statement that is too many has to be closed, and database/sql holds the lock of all the
+// DB while the server is asked to. Through a pooler whose sessions are all in transactions,
+// which need that lock to go on, the server would never answer.
 func (s *statements) prepareText(ctx context.Context, query, text string) (*sql.Stmt, error) {
-	s.mu.Lock()
-	stmt := s.prepared[query]
-	s.mu.Unlock()
-	if stmt != nil {
-		return stmt, nil
+	for {
+		s.mu.Lock()
+		stmt, preparing := s.prepared[query], s.preparing[query]
+		if stmt == nil && preparing == nil {
+			done := make(chan struct{})
+			s.preparing[query] = done
+			s.mu.Unlock()
+			return s.prepareOnce(ctx, query, text, done)
+		}
+		s.mu.Unlock()
+		if stmt != nil {
+			return stmt, nil
+		}
+		select {
+		case <-preparing:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	stmt, err := s.db.PrepareContext(ctx, text)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	other := s.prepared[query]
-	if other == nil {
-		s.prepared[query] = stmt
-	}
-	s.mu.Unlock()
-	if other != nil { // another goroutine was quicker
-		_ = stmt.Close()
-		return other, nil
-	}
-	return stmt, nil
+}
+
+func (s *statements) prepareOnce(ctx context.Context, query, text string, done chan struct{}) (stmt *sql.Stmt, err error) {
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.preparing, query)
+		close(done)
+		if stmt != nil {
+			s.prepared[query] = stmt
+		}
+	}()
+	return s.db.PrepareContext(ctx, text)
 }
 
 // writable returns what deferred needs to know of a handler's query, nil if it is not for it.

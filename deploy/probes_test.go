@@ -88,10 +88,15 @@ func (r *running) get(client *http.Client, url string) (status int, text string)
 	return response.StatusCode, string(body)
 }
 
+// insecure does not look at certificates, as the kubelet does not.
+func insecure() *http.Transport {
+	return &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+}
+
 // wantProbes wants the pod's probes to answer 200, and SIGTERM to end it well.
 func (r *running) wantProbes(scheme string) {
 	r.t.Helper()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // as the kubelet does
+	transport := insecure()
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: patience}
 	for _, probe := range []string{"livenessProbe", "readinessProbe"} {

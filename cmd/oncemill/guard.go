@@ -246,6 +246,7 @@ func (o guardOptions) serve(ctx context.Context, listener net.Listener, handler 
 		served <- server.ServeTLS(listener, "", "")
 	}()
 	logger.Info("guard starts", "listen", listener.Addr().String(), "tls", certificates != nil, "tenants", *o.tenants != "", "legacy", *o.legacy)
+	defer tellSystemd(ctx, logger)()
 	defer logger.Info("guard has stopped")
 
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))

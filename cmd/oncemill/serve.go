@@ -33,6 +33,7 @@ func serve(ctx context.Context, name, addr string, ready func() error, logger *s
 	if addr == "" {
 		logger.Info(name + " starts")
 		defer logger.Info(name + " has stopped")
+		defer tellSystemd(ctx, logger)()
 		return work(ctx)
 	}
 	listener, err := net.Listen("tcp", addr)
@@ -45,6 +46,7 @@ func serve(ctx context.Context, name, addr string, ready func() error, logger *s
 
 	logger.Info(name+" starts", "http", listener.Addr().String())
 	defer logger.Info(name + " has stopped")
+	defer tellSystemd(ctx, logger)()
 	err = work(ctx)
 	server.Close()
 	if errServe := <-served; !errors.Is(errServe, http.ErrServerClosed) {

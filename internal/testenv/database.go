@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"strings"
 
 	"github.com/lib/pq"
@@ -144,4 +145,28 @@ func withDatabase(address, name string) (string, error) {
 	}
 	u.Path = "/" + name
 	return u.String(), nil
+}
+
+// withHost returns a connection URL for the same database elsewhere.
+func withHost(address, host string) (string, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "", err
+	}
+	u.Host = host
+	return u.String(), nil
+}
+
+// ForPQ returns the URL of a test's database for lib/pq. Through a pooler that needs
+// binary_parameters: else a query outside of a transaction is sent in two parts, which may
+// come to two sessions.
+func ForPQ(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Host != os.Getenv(PgBouncerVariable) {
+		return address
+	}
+	query := u.Query()
+	query.Set("binary_parameters", "yes")
+	u.RawQuery = query.Encode()
+	return u.String()
 }

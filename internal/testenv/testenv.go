@@ -28,6 +28,10 @@ const (
 	NATSVariable     = "ONCEMILL_TEST_NATS_URL"
 	RequireVariable  = "ONCEMILL_TEST_REQUIRE" // "1": fail where a server is missing
 
+	// PgBouncerVariable is the address, host:port, of a pooler in front of the Postgres
+	// server. If it is set, tests go to their databases through it.
+	PgBouncerVariable = "ONCEMILL_TEST_PGBOUNCER"
+
 	// Kafka is for the tests of the module testcontainers only.
 	KafkaVariable        = "ONCEMILL_TEST_KAFKA_BROKERS" // host:port, separated by commas
 	RequireKafkaVariable = "ONCEMILL_TEST_REQUIRE_KAFKA" // "1": fail where it is missing
@@ -47,7 +51,7 @@ func DB(t testing.TB) *sql.DB {
 // Open returns a lib/pq pool on a database, closed at the end of the test.
 func Open(t testing.TB, address string) *sql.DB {
 	t.Helper()
-	db, err := sql.Open("postgres", address)
+	db, err := sql.Open("postgres", ForPQ(address))
 	if err != nil {
 		t.Fatalf("open the test's database: %v", err)
 	}
@@ -58,7 +62,7 @@ func Open(t testing.TB, address string) *sql.DB {
 // OpenByIndex is Open with connections as oncemill.PlanByIndex makes them.
 func OpenByIndex(t testing.TB, address string) *sql.DB {
 	t.Helper()
-	connector, err := pq.NewConnector(address)
+	connector, err := pq.NewConnector(ForPQ(address))
 	if err != nil {
 		t.Fatalf("open the test's database: %v", err)
 	}
@@ -103,6 +107,11 @@ func database(t testing.TB, migrated bool) string {
 			t.Errorf("drop the test's database: %v", err)
 		}
 	})
+	if pooler := os.Getenv(PgBouncerVariable); pooler != "" {
+		if address, err = withHost(address, pooler); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return address
 }
 
@@ -119,4 +128,14 @@ func server(t testing.TB, name, variable string) string {
 		complain(`needs a %s server: run "make test", or set %s`, name, variable)
 	}
 	return address
+}
+
+// NeedsSession leaves a test out where connections go through a pooler of transactions,
+// because it, not Oncemill, needs what that cannot give: a session of Postgres of its own,
+// for settings at the connection's start, or for what lasts longer than a transaction.
+func NeedsSession(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv(PgBouncerVariable) != "" {
+		t.Skip("needs a session of its own: " + what)
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/oncemill/oncemill/testcontainers/internal/cache"
 	"github.com/oncemill/oncemill/testcontainers/internal/maven"
+	"github.com/oncemill/oncemill/testcontainers/internal/process"
 )
 
 // The environment variables that change where Postgres comes from.
@@ -128,5 +129,5 @@ func serverUser() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
-	return nobody()
+	return process.Nobody()
 }

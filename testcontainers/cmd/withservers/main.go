@@ -10,10 +10,14 @@
 //
 // With -kafka it starts a Kafka as well (ONCEMILL_TEST_KAFKA_BROKERS).
 //
-//	withservers -kafka-available
+// With -pgbouncer it starts a PgBouncer in front of the Postgres
+// (ONCEMILL_TEST_PGBOUNCER), through which the tests then go to their databases.
 //
-// starts nothing: it exits with status 0 if there is something to start a Kafka
-// with, and otherwise says what is missing.
+//	withservers -kafka-available
+//	withservers -pgbouncer-available
+//
+// start nothing: they exit with status 0 if there is something to start a Kafka, or
+// a PgBouncer, with, and otherwise say what is missing.
 package main
 
 import (
@@ -24,6 +28,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -39,7 +44,10 @@ Kafka, in ONCEMILL_TEST_KAFKA_BROKERS.
 
 `
 
-const kafkaVariable = "ONCEMILL_TEST_KAFKA_BROKERS"
+const (
+	kafkaVariable     = "ONCEMILL_TEST_KAFKA_BROKERS"
+	pgbouncerVariable = "ONCEMILL_TEST_PGBOUNCER"
+)
 
 func main() {
 	flag.Usage = func() {
@@ -48,16 +56,21 @@ func main() {
 	}
 	quiet := flag.Bool("quiet", false, "do not say where the servers are")
 	kafka := flag.Bool("kafka", false, "start a Kafka as well, which needs Java or Docker")
+	pgbouncer := flag.Bool("pgbouncer", false, "have the tests go to Postgres through a PgBouncer, which it starts as well")
 	ask := flag.Bool("kafka-available", false, "run nothing: fail, and say what is missing, if no Kafka could be started")
+	askPooler := flag.Bool("pgbouncer-available", false, "run nothing: fail, and say what is missing, if no PgBouncer could be started")
 	flag.Parse()
 	if *ask {
 		os.Exit(kafkaAvailable())
+	}
+	if *askPooler {
+		os.Exit(pgbouncerAvailable())
 	}
 	if flag.NArg() == 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	code, err := run(flag.Args(), *kafka, *quiet)
+	code, err := run(flag.Args(), wanted{*kafka, *pgbouncer}, *quiet)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "withservers:", err)
 	}
@@ -77,9 +90,23 @@ func kafkaAvailable() (code int) {
 	return 0
 }
 
+func pgbouncerAvailable() (code int) {
+	if os.Getenv(pgbouncerVariable) != "" {
+		return 0
+	}
+	if missing := servers.PgBouncerMissing(context.Background()); missing != "" {
+		fmt.Println(missing)
+		return 1
+	}
+	return 0
+}
+
+// wanted is what to start besides Postgres and NATS.
+type wanted struct{ kafka, pgbouncer bool }
+
 // run returns the exit status. An error of its own is 125, so that it is not
 // taken for one of the command.
-func run(command []string, kafka, quiet bool) (code int, err error) {
+func run(command []string, also wanted, quiet bool) (code int, err error) {
 	// Before the servers start, so that an interrupt stops them as well.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
@@ -89,7 +116,7 @@ func run(command []string, kafka, quiet bool) (code int, err error) {
 	var started stack
 	defer func() { err = errors.Join(err, started.stop()) }()
 	ready := make(chan error, 1)
-	go func() { ready <- started.start(ctx, kafka) }()
+	go func() { ready <- started.start(ctx, also) }()
 	select {
 	case err = <-ready:
 	case s := <-signals:
@@ -114,7 +141,7 @@ type stack struct {
 
 // start starts the servers that the environment does not name, and names them
 // in it.
-func (s *stack) start(ctx context.Context, withKafka bool) error {
+func (s *stack) start(ctx context.Context, also wanted) error {
 	begin := time.Now()
 	postgres, err := s.provide("ONCEMILL_TEST_POSTGRES_URL", func() (string, func() error, error) {
 		return servers.Postgres(ctx)
@@ -133,7 +160,7 @@ func (s *stack) start(ctx context.Context, withKafka bool) error {
 		return err
 	}
 	s.summary = fmt.Sprintf("Postgres %s, NATS %s", postgres, nats)
-	if withKafka {
+	if also.kafka {
 		kafka, err := s.provide(kafkaVariable, func() (string, func() error, error) {
 			return servers.Kafka(ctx)
 		})
@@ -141,6 +168,15 @@ func (s *stack) start(ctx context.Context, withKafka bool) error {
 			return err
 		}
 		s.summary += ", Kafka " + kafka
+	}
+	if also.pgbouncer {
+		pgbouncer, err := s.provide(pgbouncerVariable, func() (string, func() error, error) {
+			return servers.PgBouncer(ctx, os.Getenv("ONCEMILL_TEST_POSTGRES_URL"))
+		})
+		if err != nil {
+			return err
+		}
+		s.summary += ", PgBouncer " + pgbouncer
 	}
 	s.summary += fmt.Sprintf(", ready in %v", time.Since(begin).Round(time.Millisecond))
 	return os.Setenv("ONCEMILL_TEST_REQUIRE", "1")
@@ -162,7 +198,7 @@ func (s *stack) provide(variable string, start func() (string, func() error, err
 
 func (s *stack) stop() error {
 	var err error
-	for _, stop := range s.stops {
+	for _, stop := range slices.Backward(s.stops) { // the pooler before its Postgres
 		err = errors.Join(err, stop())
 	}
 	return err
