@@ -19,6 +19,14 @@ KAFKA := $(patsubst testcontainers/%,./%/...,$(wildcard testcontainers/kafka tes
 TEST_KAFKA = echo "== testcontainers, on Kafka (3 minutes, and longer the first time)"; cd testcontainers && \
 	../bin/withservers -kafka go test $(RACE) -p 1 -count=1 -timeout 8m $(TESTFLAGS) $(KAFKA)
 
+# The tests that go through a PgBouncer: without -v, by which .ci/run would find those that
+# need a session. They run without a pooler, too.
+TEST_PGBOUNCER = echo "== through PgBouncer (4 minutes)"; bin/withservers -pgbouncer go test $(RACE) -count=1 -timeout 8m \
+	$(filter-out -v,$(TESTFLAGS)) . ./middleware ./outbox ./guard ./cmd/oncemill
+
+# The version of the schema that the release before this one made.
+OLD_SCHEMA = $(shell sed -n 's/^const Oldest = //p' schema/schema.go)
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -60,6 +68,22 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 	else \
 		echo "the Kafka tests are left out: $$missing"; \
 	fi
+
+	@if [ "$$ONCEMILL_TEST_REQUIRE_PGBOUNCER" = 1 ] || missing=$$(bin/withservers -pgbouncer-available); then \
+		$(TEST_PGBOUNCER); \
+	else \
+		echo "the tests through PgBouncer are left out: $$missing"; \
+	fi
+
+.PHONY: test-pgbouncer
+test-pgbouncer: bin/withservers ## Run the tests through PgBouncer, which need version 1.21 of it
+	@$(TEST_PGBOUNCER)
+
+.PHONY: test-upgrade
+test-upgrade: bin/withservers ## Run the tests on the schema of the release before
+	@echo "== on schema version $(OLD_SCHEMA) (3 minutes)"
+	@ONCEMILL_TEST_SCHEMA=$(OLD_SCHEMA) bin/withservers go test -count=1 -timeout 8m $(TESTFLAGS) \
+		. ./middleware ./outbox ./consumers/... ./guard/... ./cmd/oncemill
 
 .PHONY: test-kafka
 test-kafka: bin/withservers ## Run the tests on Kafka, which need Java 17

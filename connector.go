@@ -11,8 +11,9 @@ import (
 // connections have the setting enable_seqscan = off: all that Oncemill asks for, an index
 // has, but on a table that is small, or was when a statement was planned, Postgres
 // prefers to read all of it, and goes on to do so while the table grows, until it is
-// analyzed. Give handlers' own queries another DB if that is not for them. A pooler
-// between the two must keep the settings of a session.
+// analyzed. Give handlers' own queries another DB if that is not for them. Where a pooler
+// is in between that keeps no settings of a session, as PgBouncer does that pools
+// transactions, give the setting to the role instead: ALTER ROLE ... SET enable_seqscan = off.
 func PlanByIndex(c driver.Connector) driver.Connector { return planByIndex{c} }
 
 type planByIndex struct{ driver.Connector }
@@ -43,7 +44,7 @@ func (in *Inbox) checkPlans(ctx context.Context) error {
 		return fmt.Errorf("oncemill: Inbox.Check: %w", markUnavailable(err))
 	}
 	if seqScan != "off" {
-		return errors.New("oncemill: Inbox.ClaimBatch needs connections with the setting enable_seqscan = off, or its statements may be planned to read whole tables: open the DB with oncemill.PlanByIndex, or set ClaimBatch to 0")
+		return errors.New("oncemill: Inbox.ClaimBatch needs connections with the setting enable_seqscan = off, or its statements may be planned to read whole tables: open the DB with oncemill.PlanByIndex, or set ClaimBatch to 0; where a pooler is in between that keeps no settings of a session, ALTER ROLE ... SET enable_seqscan = off for the role that connects")
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // countingDialer counts what is sent to Postgres.
@@ -46,7 +47,7 @@ func TestWhatABatchWritesIsSentTogether(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	dialer := new(countingDialer)
-	connector, err := pq.NewConnector(f.url)
+	connector, err := pq.NewConnector(testenv.ForPQ(f.url))
 	must(t, err)
 	connector.Dialer(dialer)
 	db := sql.OpenDB(connector)

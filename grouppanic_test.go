@@ -12,6 +12,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // panicking has a driver that panics at what a test wants it to.
@@ -73,7 +74,7 @@ func (s panickingStmt) QueryContext(ctx context.Context, args []driver.NamedValu
 func TestAPanicInASharedStatementLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	connector, err := pq.NewConnector(f.url)
+	connector, err := pq.NewConnector(testenv.ForPQ(f.url))
 	must(t, err)
 	p := &panicking{Connector: connector}
 	db := sql.OpenDB(p)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/guard"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // everything is a request to each endpoint that needs the database.
@@ -121,6 +122,7 @@ func TestWhilePostgresTakesNoWritesNobodyProceeds(t *testing.T) {
 // Where sessions begin read-only a guard does not start, and is not ready.
 func TestAGuardIsNotReadyWhereSessionsAreReadOnly(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of a role, which the sessions that a pooler keeps do not have yet")
 	s := newSite(t)
 	g := s.another(hurried)
 	g.claim("a")

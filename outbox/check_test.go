@@ -41,6 +41,7 @@ func TestRelayChecksItsFields(t *testing.T) {
 
 func TestRelayRefusesToStartOnWrongDatabases(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "settings of the connection string")
 	empty := testenv.Open(t, testenv.EmptyPostgresURL(t))
 	tooNew := testenv.DB(t)
 	exec(t, tooNew, `INSERT INTO oncemill.schema_version (version) VALUES (99)`)

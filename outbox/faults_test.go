@@ -280,6 +280,7 @@ func TestOneStreamThatIsAwayDoesNotStopTheOthers(t *testing.T) {
 // rounds, and comes back.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN, and a connection that ends with the session behind it")
 	db, url := database(t)
 	own := testenv.Open(t, url)
 	admin := testenv.DB(t) // another database of the same server
@@ -325,6 +326,7 @@ func TestDatabaseAway(t *testing.T) {
 // without rights stands in for it here.
 func TestConnectionThatFailsEveryRoundIsReplaced(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "SET ROLE")
 	db, url := database(t)
 	role := powerlessRole(t, db)
 	own := testenv.Open(t, url)

@@ -33,6 +33,7 @@ func idle(t *testing.T, db *sql.DB, relay *started) {
 
 func TestNotifyWakesTheRelay(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN")
 	for _, schema := range []string{"", "Other Schema", strings.Repeat("s", 63)} {
 		db, url := database(t)
 		if schema != "" {
@@ -63,6 +64,7 @@ func TestNotifyWakesTheRelay(t *testing.T) {
 // A rolled back transaction wakes nobody; InTx leaves it to the caller.
 func TestWakeIsForInTx(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN")
 	db, url := database(t)
 	p := &outbox.Publisher{Notify: db}
 	sink := newRecorder(nil)
@@ -86,6 +88,7 @@ func TestWakeIsForInTx(t *testing.T) {
 
 func TestListenerReconnects(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN")
 	db, url := database(t)
 	sink := newRecorder(nil)
 	relay := start(t, &outbox.Relay{DB: db, Sink: sink, ListenURL: url, PollInterval: time.Hour})
@@ -111,6 +114,7 @@ func TestListenerReconnects(t *testing.T) {
 // many transactions commit.
 func TestNotifyIsCoalesced(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN")
 	db, url := database(t)
 	db.SetMaxOpenConns(8)
 	listener := pq.NewListener(url, time.Second, time.Second, nil)

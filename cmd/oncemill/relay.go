@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/pgurl"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -43,6 +44,7 @@ type relayOptions struct {
 	database
 	broker         brokerOptions
 	log            logOptions
+	listenURL      *string
 	batch          *int
 	pollInterval   *time.Duration
 	publishTimeout *time.Duration
@@ -54,6 +56,7 @@ func prepareRelay(f *flags) action {
 	o := relayOptions{
 		database:       f.database(),
 		broker:         f.broker(),
+		listenURL:      f.text("listen-url", "URL", "where to LISTEN for wake-ups, if --database-url goes through a pooler of\ntransactions, where that is not possible (default: as --database-url)"),
 		batch:          f.count("batch", 2000, "the most messages in one transaction; the relay begins with at most 500"),
 		pollInterval:   f.duration("poll-interval", time.Second, "how often to look for messages when nothing wakes the relay"),
 		publishTimeout: f.duration("publish-timeout", 10*time.Second, "how long the broker may take to acknowledge a batch"),
@@ -78,6 +81,11 @@ func (o relayOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err := checkAddress(*o.http); err != nil {
 		return err
 	}
+	if *o.listenURL == "" {
+		*o.listenURL = *o.url
+	} else if _, err := pgurl.Connector(*o.listenURL); err != nil {
+		return usagef("--listen-url is %w", err)
+	}
 	db := sql.OpenDB(connector)
 	defer db.Close()
 	broker, err := connect(ctx)
@@ -98,7 +106,7 @@ func (o relayOptions) relay(db *sql.DB, sink outbox.Sink, logger *slog.Logger) *
 		DB:             db,
 		Sink:           sink,
 		Schema:         *o.schema,
-		ListenURL:      *o.url,
+		ListenURL:      *o.listenURL,
 		Batch:          *o.batch,
 		PollInterval:   *o.pollInterval,
 		PublishTimeout: *o.publishTimeout,

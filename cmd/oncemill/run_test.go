@@ -78,7 +78,7 @@ func TestHelpTeaches(t *testing.T) {
 		"guard tenants list":   {"tenants", "json"},
 		"relay": {"database-url", "schema", "nats-url", "nats-creds", "nats-tls-ca", "nats-tls-cert", "nats-tls-key",
 			"kafka-brokers", "kafka-tls", "kafka-tls-ca", "kafka-tls-cert", "kafka-tls-key", "kafka-sasl", "kafka-user", "kafka-password-file", "route",
-			"batch", "poll-interval", "publish-timeout", "drain-timeout", "http", "log-level", "log-format"},
+			"listen-url", "batch", "poll-interval", "publish-timeout", "drain-timeout", "http", "log-level", "log-format"},
 	} {
 		words := strings.Fields(command)
 		_, long, _ := call(t, nil, append([]string{"help"}, words...)...)

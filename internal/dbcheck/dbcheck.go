@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/oncemill/oncemill/internal/hint"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -135,7 +136,7 @@ func Supported(schemaName string, found int) error {
 	where := "schema " + schema.Quote(schemaName)
 	command := "oncemill migrate"
 	if schemaName != "" && schemaName != schema.Default {
-		command += " --schema '" + schemaName + "'"
+		command += " --schema " + hint.Quote(schemaName)
 	}
 	switch {
 	case found == 0:

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lib/pq"
@@ -62,6 +64,11 @@ func migratedTemplate(ctx context.Context, server string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	version, err := schemaVersion()
+	if err != nil {
+		return "", err
+	}
+	migrations = slices.DeleteFunc(migrations, func(m schema.Migration) bool { return m.Version > version })
 	hash := sha256.New()
 	for _, m := range migrations {
 		fmt.Fprintf(hash, "%s\x00%s\x00", m.Name, m.SQL)
@@ -91,6 +98,19 @@ func migratedTemplate(ctx context.Context, server string) (string, error) {
 		return "", fmt.Errorf("make the template database %s: %w", name, err)
 	}
 	return name, nil
+}
+
+// schemaVersion is what databases are migrated to.
+func schemaVersion() (int, error) {
+	text := os.Getenv(SchemaVariable)
+	if text == "" {
+		return schema.Version, nil
+	}
+	version, err := strconv.Atoi(text)
+	if err != nil || version < schema.Oldest || version > schema.Version {
+		return 0, fmt.Errorf("%s is %q: want a version from %d to %d", SchemaVariable, text, schema.Oldest, schema.Version)
+	}
+	return version, nil
 }
 
 // templateReady tells whether a template has been finished: marking it as one
@@ -147,13 +167,18 @@ func withDatabase(address, name string) (string, error) {
 	return u.String(), nil
 }
 
-// withHost returns a connection URL for the same database elsewhere.
-func withHost(address, host string) (string, error) {
+// throughPooler returns a connection URL for the same database through a pooler. The setting
+// is what docs/operating.md has guards be given.
+func throughPooler(ctx context.Context, address, pooler string) (string, error) {
 	u, err := url.Parse(address)
 	if err != nil {
 		return "", err
 	}
-	u.Host = host
+	name := pq.QuoteIdentifier(strings.TrimPrefix(u.Path, "/"))
+	if err := execute(ctx, address, "ALTER DATABASE "+name+" SET enable_seqscan = off"); err != nil {
+		return "", err
+	}
+	u.Host = pooler
 	return u.String(), nil
 }
 

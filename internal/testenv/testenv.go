@@ -32,6 +32,10 @@ const (
 	// server. If it is set, tests go to their databases through it.
 	PgBouncerVariable = "ONCEMILL_TEST_PGBOUNCER"
 
+	// SchemaVariable is a schema version: if it is set, tests get databases with that one,
+	// as a program does that was upgraded before its database.
+	SchemaVariable = "ONCEMILL_TEST_SCHEMA"
+
 	// Kafka is for the tests of the module testcontainers only.
 	KafkaVariable        = "ONCEMILL_TEST_KAFKA_BROKERS" // host:port, separated by commas
 	RequireKafkaVariable = "ONCEMILL_TEST_REQUIRE_KAFKA" // "1": fail where it is missing
@@ -108,7 +112,7 @@ func database(t testing.TB, migrated bool) string {
 		}
 	})
 	if pooler := os.Getenv(PgBouncerVariable); pooler != "" {
-		if address, err = withHost(address, pooler); err != nil {
+		if address, err = throughPooler(ctx, address, pooler); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -137,5 +141,18 @@ func NeedsSession(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv(PgBouncerVariable) != "" {
 		t.Skip("needs a session of its own: " + what)
+	}
+}
+
+// NeedsSchema leaves a test out where databases have an older schema version, because what
+// it tests is not available there.
+func NeedsSchema(t testing.TB, version int) {
+	t.Helper()
+	at, err := schemaVersion()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at < version {
+		t.Skipf("needs schema version %d, and databases have %d (%s)", version, at, SchemaVariable)
 	}
 }
