@@ -20,8 +20,8 @@ TEST_KAFKA = echo "== testcontainers, on Kafka (3 minutes, and longer the first 
 	../bin/withservers -kafka go test $(RACE) -p 1 -count=1 -timeout 8m $(TESTFLAGS) $(KAFKA)
 
 # The tests that go through a PgBouncer: without -v, by which .ci/run would find those that
-# need a session. They run without a pooler, too.
-TEST_PGBOUNCER = echo "== through PgBouncer (4 minutes)"; bin/withservers -pgbouncer go test $(RACE) -count=1 -timeout 8m \
+# need a session. All of them run without a pooler, and with the race detector, too.
+TEST_PGBOUNCER = echo "== through PgBouncer (4 minutes)"; bin/withservers -pgbouncer go test -count=1 -timeout 8m \
 	$(filter-out -v,$(TESTFLAGS)) . ./middleware ./outbox ./guard ./cmd/oncemill
 
 # The version of the schema that the release before this one made.
@@ -82,7 +82,7 @@ test-pgbouncer: bin/withservers ## Run the tests through PgBouncer, which need v
 .PHONY: test-upgrade
 test-upgrade: bin/withservers ## Run the tests on the schema of the release before
 	@echo "== on schema version $(OLD_SCHEMA) (3 minutes)"
-	@ONCEMILL_TEST_SCHEMA=$(OLD_SCHEMA) bin/withservers go test -count=1 -timeout 8m $(TESTFLAGS) \
+	@ONCEMILL_TEST_SCHEMA=$(OLD_SCHEMA) bin/withservers go test -count=1 -timeout 8m $(filter-out -v,$(TESTFLAGS)) \
 		. ./middleware ./outbox ./consumers/... ./guard/... ./cmd/oncemill
 
 .PHONY: test-kafka

@@ -15,6 +15,7 @@ import (
 type statements struct {
 	db     *sql.DB
 	schema string // quoted
+	fill   *strings.Replacer
 
 	mu        sync.Mutex
 	prepared  map[string]*sql.Stmt
@@ -35,6 +36,8 @@ const (
 
 func (s *statements) init(db *sql.DB, quotedSchema string) {
 	s.db, s.schema = db, quotedSchema
+	inText := "'" + strings.ReplaceAll(quotedSchema, "'", "''") + "."
+	s.fill = strings.NewReplacer("'{schema}.", inText, "{schema}", quotedSchema) // both at once: there may be {schema} in the name
 	s.prepared, s.preparing = make(map[string]*sql.Stmt), make(map[string]chan struct{})
 	s.seen, s.writing = make(map[string]int), make(map[string]*writable)
 }
@@ -42,8 +45,7 @@ func (s *statements) init(db *sql.DB, quotedSchema string) {
 // in returns query with the schema's name filled in for {schema}, also where that stands
 // in a text, as in nextval('{schema}.tokens').
 func (s *statements) in(query string) string {
-	inText := "'" + strings.ReplaceAll(s.schema, "'", "''") + "."
-	return strings.ReplaceAll(strings.ReplaceAll(query, "'{schema}.", inText), "{schema}", s.schema)
+	return s.fill.Replace(query)
 }
 
 // prepare returns query prepared. It may take a connection from the pool, so a
