@@ -22,7 +22,7 @@ func TestEveryGuaranteeHasItsTest(t *testing.T) {
 		return err
 	})
 	must(t, err)
-	for path, least := range map[string]int{"docs/guarantees.md": 40, "docs/effects.md": 40, "docs/guard.md": 8, "docs/retention.md": 7, "docs/routing.md": 10, "docs/operating.md": 20, "docs/moving-in.md": 16, "docs/outbox.md": 10} {
+	for path, least := range map[string]int{"docs/guarantees.md": 40, "docs/effects.md": 40, "docs/guard.md": 8, "docs/retention.md": 7, "docs/routing.md": 10, "docs/operating.md": 32, "docs/moving-in.md": 16, "docs/outbox.md": 10} {
 		wantTests(t, path, source.String(), least)
 	}
 }
