@@ -21,7 +21,7 @@ TEST_KAFKA = echo "== testcontainers, on Kafka (3 minutes, and longer the first 
 
 # The tests that go through a PgBouncer: without -v, by which .ci/run would find those that
 # need a session. All of them run without a pooler, and with the race detector, too.
-TEST_PGBOUNCER = echo "== through PgBouncer (4 minutes)"; bin/withservers -pgbouncer go test -count=1 -timeout 8m \
+TEST_PGBOUNCER = echo "== through PgBouncer (4 minutes)"; bin/withservers -pgbouncer go test -count=1 -timeout 20m \
 	$(filter-out -v,$(TESTFLAGS)) . ./middleware ./outbox ./guard ./cmd/oncemill
 
 # The version of the schema that the release before this one made.

@@ -47,7 +47,7 @@ func TestWhatABatchWritesIsSentTogether(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	dialer := new(countingDialer)
-	connector, err := pq.NewConnector(testenv.ForPQ(f.url))
+	connector, err := pq.NewConnector(f.url)
 	must(t, err)
 	connector.Dialer(dialer)
 	db := sql.OpenDB(connector)
@@ -79,6 +79,7 @@ func TestWhatABatchWritesIsSentTogether(t *testing.T) {
 // Arguments arrive as they do otherwise.
 func TestArgumentsAreTheSameInABatch(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "lib/pq passes arguments otherwise with binary_parameters")
 	f := newFixture(t)
 	text := "it's \\ \"quoted\" \n\t $1 ; -- \U0001F600 é"
 	body, _ := json.Marshal(map[string]any{"a": text})

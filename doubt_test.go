@@ -15,7 +15,6 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
-	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -87,7 +86,7 @@ func TestAClaimWhoseConnectionBrokeInCommitIsReleased(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.slowCommit()
-	connector, err := pq.NewConnector(testenv.ForPQ(f.url))
+	connector, err := pq.NewConnector(f.url)
 	must(t, err)
 	breaking := new(breaking)
 	connector.Dialer(breaking)

@@ -12,7 +12,6 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
-	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // panicking has a driver that panics at what a test wants it to.
@@ -74,7 +73,7 @@ func (s panickingStmt) QueryContext(ctx context.Context, args []driver.NamedValu
 func TestAPanicInASharedStatementLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	connector, err := pq.NewConnector(testenv.ForPQ(f.url))
+	connector, err := pq.NewConnector(f.url)
 	must(t, err)
 	p := &panicking{Connector: connector}
 	db := sql.OpenDB(p)

@@ -36,9 +36,6 @@ func newFixture(t *testing.T) *fixture {
 // open opens the database with a driver: "postgres" is lib/pq, "pgx" is pgx.
 func (f *fixture) open(driver, url string) *sql.DB {
 	f.t.Helper()
-	if driver == "postgres" {
-		url = testenv.ForPQ(url)
-	}
 	db, err := sql.Open(driver, url)
 	if err != nil {
 		f.t.Fatal(err)

@@ -129,7 +129,7 @@ func TestAWrongDatabaseFailsAtStart(t *testing.T) {
 
 	err := check(f.db, "absent")
 	want(t, err, oncemill.ErrSchema)
-	wantText(t, err, `"absent"`, "oncemill migrate --schema 'absent'")
+	wantText(t, err, `"absent"`, "oncemill migrate --schema absent")
 
 	readOnly := f.open("postgres", f.url+"&default_transaction_read_only=on")
 	err = check(readOnly, "")

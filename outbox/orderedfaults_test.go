@@ -16,6 +16,7 @@ import (
 // there never were rows with ordering keys, or another relay has all of their partitions.
 func TestARelayWithNothingToDoDoesNotSpin(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "it counts transactions, and takes advisory locks of a session")
 	db := testenv.DB(t)
 	relay := start(t, &outbox.Relay{DB: db, Sink: newRecorder(nil), PollInterval: 200 * time.Millisecond})
 	poll(t, func() bool { return relay.Ready() == nil })

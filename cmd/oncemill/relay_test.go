@@ -223,7 +223,7 @@ func TestRelayDoesNotStart(t *testing.T) {
 		names []string
 	}{
 		"without schema":      {[]string{"--database-url", testenv.EmptyPostgresURL(t)}, []string{"no Oncemill tables", "oncemill migrate"}},
-		"with another schema": {[]string{"--database-url", s.dbURL, "--schema", "other"}, []string{`"other"`, "oncemill migrate --schema 'other'"}},
+		"with another schema": {[]string{"--database-url", s.dbURL, "--schema", "other"}, []string{`"other"`, "oncemill migrate --schema other"}},
 		"address taken":       {[]string{"--database-url", s.dbURL, "--http", taken.Addr().String()}, []string{"--http", "in use"}},
 	} {
 		code, _, stderr := call(t, nil, append([]string{"relay", "--nats-url", s.natsURL}, test.flags...)...)

@@ -119,7 +119,7 @@ func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 	table := schema.Quote(schemaName) + ".schema_version"
 	var exists bool
 	if err := db.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, table).Scan(&exists); err != nil {
-		return 0, fmt.Errorf("look for table %s: %w", table, err)
+		return 0, fmt.Errorf("look for table %s: %w%s", table, err, ofPooler(err))
 	}
 	if !exists {
 		return 0, nil
@@ -129,6 +129,15 @@ func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 		return 0, fmt.Errorf("read the schema's version from %s: %w", table, err)
 	}
 	return version, nil
+}
+
+// ofPooler says what helps where a statement and its arguments have come to two sessions.
+func ofPooler(err error) string {
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) && (state.SQLState() == "26000" || state.SQLState() == "42P05") {
+		return " (is there a PgBouncer in between? It has to be 1.21 or later with max_prepared_statements above 0, and lib/pq needs binary_parameters=yes in the connection string)"
+	}
+	return ""
 }
 
 // Supported returns nil if found is a schema version that this build runs on.

@@ -167,8 +167,9 @@ func withDatabase(address, name string) (string, error) {
 	return u.String(), nil
 }
 
-// throughPooler returns a connection URL for the same database through a pooler. The setting
-// is what docs/operating.md has guards be given.
+// throughPooler returns a connection URL for the same database through a pooler, with what
+// docs/operating.md says to add for lib/pq; the pooler of withservers keeps it from Postgres
+// where it comes from pgx. The setting is what a guard needs to be given.
 func throughPooler(ctx context.Context, address, pooler string) (string, error) {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -179,19 +180,8 @@ func throughPooler(ctx context.Context, address, pooler string) (string, error) 
 		return "", err
 	}
 	u.Host = pooler
-	return u.String(), nil
-}
-
-// ForPQ returns the URL of a test's database for lib/pq. Through a pooler that needs
-// binary_parameters: else a query outside of a transaction is sent in two parts, which may
-// come to two sessions.
-func ForPQ(address string) string {
-	u, err := url.Parse(address)
-	if err != nil || u.Host != os.Getenv(PgBouncerVariable) {
-		return address
-	}
 	query := u.Query()
 	query.Set("binary_parameters", "yes")
 	u.RawQuery = query.Encode()
-	return u.String()
+	return u.String(), nil
 }

@@ -55,7 +55,7 @@ func DB(t testing.TB) *sql.DB {
 // Open returns a lib/pq pool on a database, closed at the end of the test.
 func Open(t testing.TB, address string) *sql.DB {
 	t.Helper()
-	db, err := sql.Open("postgres", ForPQ(address))
+	db, err := sql.Open("postgres", address)
 	if err != nil {
 		t.Fatalf("open the test's database: %v", err)
 	}
@@ -66,7 +66,7 @@ func Open(t testing.TB, address string) *sql.DB {
 // OpenByIndex is Open with connections as oncemill.PlanByIndex makes them.
 func OpenByIndex(t testing.TB, address string) *sql.DB {
 	t.Helper()
-	connector, err := pq.NewConnector(ForPQ(address))
+	connector, err := pq.NewConnector(address)
 	if err != nil {
 		t.Fatalf("open the test's database: %v", err)
 	}
