@@ -15,6 +15,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -209,6 +210,7 @@ func TestAnErrorJoinedToAnUnknownOneIsUnknown(t *testing.T) {
 // Keep inside of Claim.Context, which is what Guard gives to a handler.
 func TestKeepOutlivesTheFirstLeaseUnderAGuard(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "leases that are shorter than a new session of a pooler may take")
 	f := newFixture(t)
 	kept := claim(t, f.consumer(), "k", oncemill.ClaimOptions{Lease: 500 * time.Millisecond})
 	ctx, stop := kept.Context(within(t))

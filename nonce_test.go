@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // eachWay runs a test with claims that share statements, and with claims that do not.
@@ -41,6 +42,7 @@ func again(t *testing.T, c *oncemill.Consumer, first *oncemill.Claim, opts oncem
 }
 
 func TestARepeatedCallGetsItsClaimAgain(t *testing.T) {
+	testenv.NeedsSession(t, "leases that are shorter than a new session of a pooler may take")
 	eachWay(t, func(t *testing.T, f *fixture, consumer func() *oncemill.Consumer) {
 		opts := oncemill.ClaimOptions{Nonce: nonce(1), Fingerprint: []byte("f"), Action: "charge", Agent: "ann", Amount: "4.50", Currency: "EUR"}
 		first := claim(t, consumer(), "k", opts)
@@ -57,6 +59,7 @@ func TestARepeatedCallGetsItsClaimAgain(t *testing.T) {
 }
 
 func TestARepeatedCallGetsTheLeaseThatIsLeft(t *testing.T) {
+	testenv.NeedsSession(t, "leases that are shorter than a new session of a pooler may take")
 	eachWay(t, func(t *testing.T, f *fixture, consumer func() *oncemill.Consumer) {
 		opts := oncemill.ClaimOptions{Nonce: nonce(1), Lease: 10 * time.Second}
 		first := claim(t, consumer(), "k", opts)

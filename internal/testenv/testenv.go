@@ -136,7 +136,8 @@ func server(t testing.TB, name, variable string) string {
 
 // NeedsSession leaves a test out where connections go through a pooler of transactions,
 // because it, not Oncemill, needs what that cannot give: a session of Postgres of its own,
-// for settings at the connection's start, or for what lasts longer than a transaction.
+// for settings at the connection's start, for what lasts longer than a transaction, or for
+// being as quick.
 func NeedsSession(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv(PgBouncerVariable) != "" {
