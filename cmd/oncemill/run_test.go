@@ -135,8 +135,8 @@ func TestBadInput(t *testing.T) {
 		code  int
 		names []string
 	}{
-		"no command":        {nil, nil, 2, []string{"which command", "migrate, relay, outbox, resolve, claims, guard, version"}},
-		"unknown command":   {[]string{"relais"}, nil, 2, []string{`"relais"`, "migrate, relay, outbox, resolve, claims, guard, version"}},
+		"no command":        {nil, nil, 2, []string{"which command", "migrate, relay, outbox, resolve, claims, guard, doctor, version"}},
+		"unknown command":   {[]string{"relais"}, nil, 2, []string{`"relais"`, "migrate, relay, outbox, resolve, claims, guard, doctor, version"}},
 		"unknown help":      {[]string{"help", "relais"}, nil, 2, []string{`"relais"`}},
 		"unknown sub":       {[]string{"guard", "tenants", "ad"}, nil, 2, []string{"one of add, rotate, revoke, list", "oncemill guard tenants --help"}},
 		"URL as command":    {[]string{url}, nil, 2, []string{"must be a command"}},
