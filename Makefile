@@ -56,7 +56,7 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 	@bin/withservers go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./...
 	@set -e; for module in $(filter-out .,$(MODULES)); do \
 		echo "== $$module"; cd $$module; \
-		go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/testcontainers/(kafka(server)?|groupcommit|ordered)(/|$$)'); \
+		ONCEMILL_TEST_BACKLOG=$${ONCEMILL_TEST_BACKLOG:-200000} go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/testcontainers/(kafka(server)?|groupcommit|ordered)(/|$$)'); \
 		cd ..; \
 	done
 	@echo "== testcontainers, faults in batches$(if $(RACE), (with the race detector))"
