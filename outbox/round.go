@@ -61,13 +61,15 @@ func (l *loop) conclude(b *batch) (more bool, err error) {
 		return b.again || v.waiting > 0 && len(v.published) > 0, l.aside.why()
 	}
 	l.source.putBack(b.first)
-	going := l.publishing.Err() == nil
+	if l.publishing.Err() != nil {
+		return false, v.unavailable
+	}
 	refused := v.refusedTopics()
 	if len(refused) == 0 { // a broker that takes a part of all is slow, or is just going away: the next round will tell
-		return going, l.aside.why()
+		return true, l.aside.why()
 	}
 	some := l.aside.put(refused, l.source.inOrder(), v.unavailable)
-	return going && (some || len(v.published) > 0), v.unavailable
+	return some || len(v.published) > 0, v.unavailable
 }
 
 // refusedTopics returns the rows that are left as they are because the broker was
