@@ -423,3 +423,22 @@ func TestARelayWithoutRightsOnScheduledRowsStillRelays(t *testing.T) {
 	sink.next(t)
 	poll(t, func() bool { return strings.Contains(logged(), "GRANT SELECT, UPDATE, DELETE ON") })
 }
+
+// The least rights that a relay needs for all that it does: to lock rows takes UPDATE of
+// some column.
+func TestTheLeastRightsOfARelayThatSchedulesAndKeeps(t *testing.T) {
+	t.Parallel()
+	db, url := database(t)
+	role := powerlessRole(t, db)
+	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT ON oncemill.schema_version TO `+role+`;
+		GRANT SELECT, INSERT, UPDATE, DELETE ON oncemill.outbox TO `+role+`;
+		GRANT SELECT, UPDATE (deliver_after), DELETE ON oncemill.scheduled TO `+role+`;
+		GRANT SELECT, INSERT, UPDATE (id), DELETE ON oncemill.published TO `+role)
+	own := testenv.Open(t, url+"&options=-crole%3D"+role)
+	keep(t, db, 10)
+	must(t, (&outbox.Publisher{DB: db}).Publish("t", later(t.Context(), "u", 0)))
+	sink := newRecorder(nil)
+	start(t, &outbox.Relay{DB: own, Sink: sink, Keep: time.Minute})
+	sink.next(t)
+	poll(t, func() bool { return keptCount(t, db) == 1 && rowCount(t, db) == 0 })
+}

@@ -85,7 +85,8 @@ func (r *Relay) checkKeep(ctx context.Context) error {
 	var role string
 	var allowed bool
 	err := r.DB.QueryRowContext(ctx, `
-		SELECT current_user, has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'INSERT') AND has_table_privilege($1, 'UPDATE') AND has_table_privilege($1, 'DELETE')`,
+		SELECT current_user, has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'INSERT') AND has_table_privilege($1, 'DELETE')
+		       AND has_any_column_privilege($1, 'UPDATE')`,
 		table).Scan(&role, &allowed)
 	if err != nil {
 		return fmt.Errorf("outbox: look for the rights on %s: %w", table, err)
