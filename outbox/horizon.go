@@ -14,7 +14,7 @@ type horizon struct {
 	safe    int64 // all rows below are committed, or never will be
 	seen    int64 // the largest id that was seen
 	next    int64 // what becomes safe
-	waiting []string
+	waiting []writer
 	since   time.Time // when those were found
 }
 
@@ -23,8 +23,8 @@ func (h *horizon) see(id int64) { h.seen = max(h.seen, id) }
 // look draws conclusions from which transactions write now. Every id up to the largest
 // that was seen was taken by then, under a lock: if its transaction is not among those
 // that write now, it has ended.
-func (h *horizon) look(writers []string, now time.Time) {
-	if h.seen == bottom || slices.ContainsFunc(h.waiting, func(w string) bool { return slices.Contains(writers, w) }) {
+func (h *horizon) look(writers []writer, now time.Time) {
+	if h.seen == bottom || slices.ContainsFunc(h.waiting, func(w writer) bool { return w.in(writers) }) {
 		return
 	}
 	if h.waiting != nil {
@@ -37,16 +37,26 @@ func (h *horizon) look(writers []string, now time.Time) {
 }
 
 // late returns those that were found long ago and write still.
-func (h *horizon) late(writers []string, now time.Time) (late []string) {
+func (h *horizon) late(writers []writer, now time.Time) (late []writer) {
 	if now.Sub(h.since) < longAfter {
 		return nil
 	}
-	for _, w := range h.waiting {
-		if slices.Contains(writers, w) {
+	for _, w := range writers {
+		if w.id != 0 && w.in(h.waiting) {
 			late = append(late, w)
 		}
 	}
 	return late
+}
+
+// A writer is a transaction.
+type writer struct {
+	virtual string // its virtual id
+	id      int64  // its id, of 32 bits; 0 if it has none yet
+}
+
+func (w writer) in(writers []writer) bool {
+	return slices.ContainsFunc(writers, func(other writer) bool { return other.virtual == w.virtual })
 }
 
 // A highest is the largest id that was seen by any of a relay's loops.

@@ -3,8 +3,11 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -28,7 +31,7 @@ func (o *ordered) safe() int64 {
 }
 
 // look draws conclusions from which transactions write now.
-func (o *ordered) look(writers []string) {
+func (o *ordered) look(writers []writer) {
 	now := time.Now()
 	o.horizon.look(writers, now)
 	late := o.horizon.late(writers, now)
@@ -46,7 +49,7 @@ func (o *ordered) look(writers []string) {
 		late = o.soft.late(writers, now)
 	}
 	o.long = append(o.long, late...)
-	o.soft.look(slices.DeleteFunc(slices.Clone(writers), func(w string) bool { return slices.Contains(o.long, w) }), now)
+	o.soft.look(slices.DeleteFunc(slices.Clone(writers), func(w writer) bool { return w.in(o.long) }), now)
 }
 
 // longEnded reports whether a transaction has ended that floors went on without. Then
@@ -56,11 +59,25 @@ func (o *ordered) longEnded(ctx context.Context, tx *sql.Tx) (ended bool, err er
 	if o.firm == nil {
 		return false, nil
 	}
-	writers, err := o.writers(ctx, tx)
-	if err != nil || !slices.ContainsFunc(o.long, func(w string) bool { return !slices.Contains(writers, w) }) {
+	if ended, err = anyEnded(ctx, tx, o.long); err != nil || !ended {
 		return false, err
 	}
 	o.all, o.firm = *o.firm, nil
 	o.chosen, o.again = o.chosen[:0], true
 	return true, nil
+}
+
+// anyEnded reports whether one of the transactions has ended in this statement's snapshot.
+// Its locks would not do: they are given back after what it has written is seen.
+func anyEnded(ctx context.Context, tx *sql.Tx, writers []writer) (ended bool, err error) {
+	ids := make([]string, len(writers))
+	for i, w := range writers {
+		ids[i] = strconv.FormatInt(w.id, 10)
+	}
+	// The ids have 32 bits, those of snapshots 64.
+	err = tx.QueryRowContext(ctx, fmt.Sprintf(`
+		SELECT bool_or(pg_visible_in_snapshot((most - (most - id) %% 4294967296)::text::xid8, snapshot))
+		FROM (SELECT s AS snapshot, pg_snapshot_xmax(s)::text::bigint AS most FROM pg_current_snapshot() AS s) AS now,
+			unnest('{%s}'::bigint[]) AS id`, strings.Join(ids, ","))).Scan(&ended)
+	return ended, err
 }

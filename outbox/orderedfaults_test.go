@@ -101,3 +101,23 @@ func TestABrokerThatGoesAwayMidBatchIsNotTheRowsFault(t *testing.T) {
 type querier interface {
 	QueryRow(query string, args ...any) *sql.Row
 }
+
+// A row with an id of its own, or a table whose ids begin anew, does not hide other rows.
+func TestRowsWhoseIdsGoBackAreFoundSoon(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	sink := newRecorder(nil)
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink})
+	exec(t, db, `INSERT INTO oncemill.outbox (id, topic, ordering_key) VALUES (1000000000, 't', 'far')`)
+	relay.settled(t, 1)
+	for i := range 2 {
+		time.Sleep(300 * time.Millisecond) // for floors to rise
+		insertKeyed(t, db, "near", 10*i, 10*i+10)
+		relay.settled(t, 10)
+	}
+	exec(t, db, `TRUNCATE oncemill.outbox RESTART IDENTITY`)
+	time.Sleep(300 * time.Millisecond)
+	insertKeyed(t, db, "near", 20, 30)
+	relay.settled(t, 10)
+	wantInOrder(t, sink.published(), "near", 30)
+}

@@ -28,9 +28,12 @@ const (
 	// floorEvery is how often floors are raised, which costs three statements.
 	floorEvery = 100 * time.Millisecond
 
-	// forgetFloors is how often partitions are looked at from the bottom. Nothing should
-	// be there, unless somebody has set the ids back.
-	forgetFloors = time.Minute
+	// forgetFloors is how often partitions are looked at from the bottom, and forgetSlowly
+	// how often where rows wait or the last such look took longer than quickLook. Nothing
+	// should be there, unless somebody has set the ids back.
+	forgetFloors = 5 * time.Second
+	forgetSlowly = time.Minute
+	quickLook    = 50 * time.Millisecond
 )
 
 // An ordered is where rows with an ordering key come from. Each key belongs to one of 64
@@ -54,19 +57,21 @@ type ordered struct {
 	limit  int      // rows that are looked at in each partition; more where few have many
 	again  bool     // there is more in one of them
 
-	busy    bool      // only half of the partitions are taken, to leave the rest to the next batch
-	met     bool      // there was a row with an ordering key
-	forgot  time.Time // when floors were last forgotten
-	raised  time.Time // when floors were last raised
-	took    time.Duration
-	horizon horizon
-	highest *highest
+	busy   bool      // only half of the partitions are taken, to leave the rest to the next batch
+	met    bool      // there was a row with an ordering key
+	forgot time.Time // when floors were last forgotten
+	// forgetEvery is how long they are remembered.
+	forgetEvery time.Duration
+	raised      time.Time // when floors were last raised
+	took        time.Duration
+	horizon     horizon
+	highest     *highest
 
 	// While a transaction that has written stays open for long, floors go on without it,
 	// as long as it is open still after each fetch: its rows were in none, then. firm is
 	// where they were before, and are again when it has ended.
 	firm *[partitions]partition
-	long []string // such transactions
+	long []writer // such transactions
 	soft horizon  // without them
 }
 
@@ -94,7 +99,7 @@ func (o *ordered) forget(now time.Time) {
 	for p := range o.all {
 		o.all[p] = partition{floor: bottom, tail: bottom, waits: make(map[string]int64)}
 	}
-	o.forgot, o.raised = now, time.Time{}
+	o.forgot, o.raised, o.forgetEvery = now, time.Time{}, 0
 }
 
 // Floors never pass by a row that is there.
@@ -111,7 +116,7 @@ func (o *ordered) pipelined(yes bool) { o.busy = yes }
 // rows locks partitions and returns where the rows are read from that are chosen in them.
 func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int, aside *aside) (from string, err error) {
 	now := time.Now()
-	if now.Sub(o.forgot) >= forgetFloors {
+	if now.Sub(o.forgot) >= o.forgetEvery {
 		o.forget(now)
 	}
 	o.chosen, o.again = o.chosen[:0], false
@@ -135,24 +140,27 @@ func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int, aside *aside) (fr
 			FOR UPDATE SKIP LOCKED`, o.table(), ids[:len(ids)-1]), nil
 }
 
-// lock takes the partitions that are to be had, in an order that differs from time to
-// time, so that none is left out where only some are taken.
+// lock takes the partitions that have rows and are to be had, in an order that differs from
+// time to time, so that none is left out where only some are taken. Should this process
+// freeze, it has no others for as long as Postgres lets it.
 func (o *ordered) lock(ctx context.Context, tx *sql.Tx) error {
 	most := partitions
 	if o.busy {
 		most = partitions / 2
 	}
-	// A relay that has never met an ordering key does not need all the locks to see that
-	// there is none.
-	meet := "true"
-	if !o.met {
-		meet = `EXISTS (SELECT FROM ` + o.table() + ` WHERE ordering_key IS NOT NULL)`
+	list := make([]string, partitions)
+	for i, number := range rand.Perm(partitions) {
+		p := &o.all[number]
+		list[i] = fmt.Sprintf("(%d, '%d'::bigint, %t)", number, p.tail, len(p.waits) > 0)
 	}
 	o.held = o.held[:0]
 	return eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT number FROM unnest('{%s}'::integer[]) AS number
-		WHERE %s AND pg_try_advisory_xact_lock(hashtextextended(%s, number))
-		LIMIT %d`, strings.Join(strings.Fields(strings.Trim(fmt.Sprint(rand.Perm(partitions)), "[]")), ","), meet, o.lockName(), most), func(scan func(...any) error) error {
+		SELECT number FROM (VALUES %s) AS part (number, tail, waits)
+		WHERE CASE WHEN part.waits OR EXISTS (
+			SELECT FROM %s
+			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.tail AND %s
+		) THEN pg_try_advisory_xact_lock(hashtextextended(%s, number)) END
+		LIMIT %d`, strings.Join(list, ", "), o.table(), partitionOf, o.to.topics, o.lockName(), most), func(scan func(...any) error) error {
 		var p int
 		err := scan(&p)
 		o.held = append(o.held, p)
@@ -228,7 +236,16 @@ func (o *ordered) stopped(f *fetched) map[string]int64 {
 
 // advance raises the floors of the held partitions now and then. more means that another
 // fetch should follow at once.
-func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, _, ended time.Time) (more bool, err error) {
+func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error) {
+	if o.forgetEvery == 0 {
+		o.forgetEvery = forgetFloors
+		if ended.Sub(begun) > quickLook {
+			o.forgetEvery = forgetSlowly
+		}
+	}
+	if o.firm != nil || o.waiting() {
+		o.forgetEvery = forgetSlowly
+	}
 	f.more = f.read() > 0 && (len(o.chosen) >= o.limit || f.read() < f.locked || o.busy)
 	f.stopped = o.stopped(f)
 	o.adapt()
@@ -245,6 +262,11 @@ func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, _, ended 
 		more = true
 	}
 	return more, err
+}
+
+// waiting reports whether there is a key that waits.
+func (o *ordered) waiting() bool {
+	return slices.ContainsFunc(o.all[:], func(p partition) bool { return len(p.waits) > 0 })
 }
 
 // adapt has the next fetch look at more rows of each partition where few of them have many.
@@ -338,15 +360,17 @@ func (o *ordered) findFirst(ctx context.Context, tx *sql.Tx, safe int64) error {
 }
 
 // writers returns the transactions that may have rows in the table which nobody sees yet.
-// An INSERT locks the table before it takes an id, until its transaction ends.
-func (o *ordered) writers(ctx context.Context, tx *sql.Tx) (writers []string, err error) {
+// An INSERT locks the table in this mode before it takes an id, until its transaction ends.
+func (o *ordered) writers(ctx context.Context, tx *sql.Tx) (writers []writer, err error) {
 	err = eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT DISTINCT virtualtransaction FROM pg_locks
-		WHERE locktype = 'relation' AND relation = '%s'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-			AND mode = 'RowExclusiveLock' AND granted AND pid IS DISTINCT FROM pg_backend_pid()`,
-		strings.ReplaceAll(o.table(), `'`, `''`)), func(scan func(...any) error) error {
-		var one string
-		err := scan(&one)
+		SELECT virtualtransaction, coalesce(min(transactionid::text::bigint), 0) FROM pg_locks
+		WHERE granted AND pid IS DISTINCT FROM pg_backend_pid() AND (locktype = 'transactionid' OR
+			locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = '%s'::regclass
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+		GROUP BY virtualtransaction
+		HAVING bool_or(locktype = 'relation')`, strings.ReplaceAll(o.table(), `'`, `''`)), func(scan func(...any) error) error {
+		var one writer
+		err := scan(&one.virtual, &one.id)
 		writers = append(writers, one)
 		return err
 	})

@@ -37,9 +37,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	settling, release := outlive(publishing, settleTimeout)
 	defer release()
 	for {
-		version, err := dbcheck.Version(settling, r.DB, r.Schema)
+		version, err := r.awaitVersion(ctx, schema.Oldest)
 		if err != nil {
-			version = schema.Version // as at the start; it is looked at again
+			return nil // ctx has ended
 		}
 		again, err := r.work(ctx, publishing, settling, version)
 		if !again {
@@ -62,7 +62,7 @@ func (r *Relay) work(ctx, publishing, settling context.Context, version int) (ag
 	}
 	if version < orderedVersion {
 		tasks.Go(func() {
-			r.awaitVersion(until, orderedVersion)
+			_, _ = r.awaitVersion(until, orderedVersion)
 			stop()
 		})
 	}
@@ -74,14 +74,16 @@ func (r *Relay) work(ctx, publishing, settling context.Context, version int) (ag
 // in order by several relays. On an older one all rows come from one loop.
 const orderedVersion = 6
 
-// awaitVersion returns when the schema has a version, or when ctx ends.
-func (r *Relay) awaitVersion(ctx context.Context, wanted int) {
+// awaitVersion returns the schema's version once it is one that is wanted, or an error when
+// ctx ends.
+func (r *Relay) awaitVersion(ctx context.Context, wanted int) (version int, err error) {
 	for ctx.Err() == nil {
 		if version, err := dbcheck.Version(ctx, r.DB, r.Schema); err == nil && version >= wanted {
-			return
+			return version, nil
 		}
 		wait(ctx, versionEvery, nil)
 	}
+	return 0, ctx.Err()
 }
 
 // versionEvery is how often a relay on an older schema looks whether it still is.

@@ -78,14 +78,14 @@ var rules = []rule{
 	}}, overtaken, "", 0},
 
 	{"floors do not pass by what may still be committed", []breach{{"outbox/partition.go",
-		`safe := o.horizon.safe //`,
-		`safe := o.horizon.safe
+		`safe := o.safe() //`,
+		`safe := o.safe()
 	if broken("floors do not pass by what may still be committed") && o.horizon.seen != bottom {
 		safe = o.horizon.seen + 1
 	} //`,
-	}, {"outbox/partition.go", // or what was passed by would be found after a minute
-		`if now.Sub(o.forgot) >= forgetFloors {`,
-		`if now.Sub(o.forgot) >= forgetFloors || broken("floors do not pass by what may still be committed") && now.Sub(o.forgot) >= time.Second {`,
+	}, {"outbox/partition.go", // or what was passed by would be found after seconds
+		`if now.Sub(o.forgot) >= o.forgetEvery {`,
+		`if now.Sub(o.forgot) >= o.forgetEvery || broken("floors do not pass by what may still be committed") && now.Sub(o.forgot) >= time.Second {`,
 	}}, overtaken, "", 0},
 }
 
