@@ -49,8 +49,8 @@ var rules = []rule{
 
 	// The lock of the partition and those of the rows each see to it.
 	{"a row has one relay", []breach{{"outbox/partition.go",
-		`WHERE %s AND pg_try_advisory_xact_lock(hashtextextended(%s, number))`,
-		"WHERE %s AND (pg_try_advisory_xact_lock(hashtextextended(%s, number))` + onlyIf(broken(`a row has one relay`), ` OR true`) + `)",
+		`) THEN pg_try_advisory_xact_lock(hashtextextended(%s, number)) END`,
+		") THEN pg_try_advisory_xact_lock(hashtextextended(%s, number))` + onlyIf(broken(`a row has one relay`), ` OR true`) + ` END",
 	}, {"outbox/partition.go",
 		"AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\tFOR UPDATE SKIP LOCKED`",
 		"AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\t` + onlyIf(!broken(`a row has one relay`), `FOR UPDATE SKIP LOCKED`)",
