@@ -32,6 +32,12 @@
 // holds its lock: an advisory lock of the transaction, so a relay that dies has none. Of a
 // key that has many rows waiting a relay publishes one in each round trip to the broker.
 //
+// The order is that of the column: a key in the metadata of a row that SQL has written is
+// sent, and gives no order. A relay that was frozen publishes what it had in hand when it
+// goes on, for as long as its batch has time: messages that others have published since, in
+// their order and under their dedup ids, unless an operator has given one of them a fresh
+// one meanwhile.
+//
 // Rows without an ordering key have no order. Relays take them in the order in which they
 // were inserted, but transactions commit in another, several relays work side by side and
 // a deferred row is overtaken by those behind it.
