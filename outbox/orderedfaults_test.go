@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
 	"database/sql"
 	"fmt"
 	"slices"
@@ -120,4 +121,30 @@ func TestRowsWhoseIdsGoBackAreFoundSoon(t *testing.T) {
 	insertKeyed(t, db, "near", 20, 30)
 	relay.settled(t, 10)
 	wantInOrder(t, sink.published(), "near", 30)
+}
+
+// A row that is due does not wait for a later one of its key that is not, whatever becomes
+// of it at first.
+func TestARowThatIsDueDoesNotWaitForALaterOneOfItsKey(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]error{"deferred": errors.New("no luck"), "unavailable": outbox.ErrUnavailable} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := testenv.DB(t)
+			exec(t, db, `INSERT INTO oncemill.outbox (topic, ordering_key, payload, not_before)
+				VALUES ('t', 'k', '0', NULL), ('t', 'k', '1', now() + interval '1 hour')`)
+			failed := false
+			sink := newRecorder(func(outbox.Row) error {
+				if !failed {
+					failed = true
+					return answer
+				}
+				return nil
+			})
+			start(t, &outbox.Relay{DB: db, Sink: sink, MinBackoff: time.Millisecond})
+			if row := sink.next(t); string(row.Payload) != "0" {
+				t.Errorf("%s came first", row.Payload)
+			}
+		})
+	}
 }

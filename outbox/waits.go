@@ -63,6 +63,7 @@ type look struct {
 	waiting int // of them, because of an earlier one of their key
 	chosen  int
 	last    int64
+	keys    map[string]bool // of rows that are due, and whether a later one is not
 }
 
 // scan takes a row. They come in the order of their ids.
@@ -75,20 +76,28 @@ func (w *window) scan(scan func(...any) error) error {
 	}
 	p, l := &w.all[number], w.rows[number]
 	if l == nil {
-		l = new(look)
+		l = &look{keys: make(map[string]bool)}
 		w.rows[number] = l
 	}
 	l.rows, l.last = l.rows+1, c.id
 	w.see(c.id)
 	_, waits := p.waits[c.key]
-	if held && !waits {
+	behind, due := l.keys[c.key]
+	switch {
+	case held && due: // the key does not wait for this row yet, but for one before it
+		l.keys[c.key] = true
+	case held && !waits:
 		p.waits[c.key] = c.id
 		waits = true
 	}
 	switch {
 	case waits:
 		l.waiting++
-	case !w.aside.names[c.key]:
+	case held || behind:
+	case w.aside.names[c.key]:
+		l.keys[c.key] = false
+	default:
+		l.keys[c.key] = false
 		l.chosen++
 		w.chosen = append(w.chosen, c)
 	}
