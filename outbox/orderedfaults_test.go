@@ -2,15 +2,19 @@ package outbox_test
 
 import (
 	"context"
-	"errors"
 	"database/sql"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/outbox"
+	"github.com/oncemill/oncemill/schema"
 )
 
 // A relay that has nothing to do asks the database no more often than it polls, whether
@@ -147,4 +151,170 @@ func TestARowThatIsDueDoesNotWaitForALaterOneOfItsKey(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Relays lose their connections at any moment, rows fail and are parked and tried again,
+// and transactions commit late: each key's rows come in their order, if perhaps again.
+func TestOrderSurvivesLostConnections(t *testing.T) {
+	t.Parallel()
+	db, address := database(t)
+	sink := newRecorder(func(outbox.Row) error {
+		switch rand.N(40) {
+		case 0:
+			return errors.New("no luck")
+		case 1:
+			return outbox.ErrRefused
+		}
+		return nil
+	})
+	const relays, keys, each = 3, 12, 150
+	for range relays {
+		relay := start(t, &outbox.Relay{DB: testenv.Open(t, address+"&application_name=relay"), Sink: sink,
+			PollInterval: 5 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 5 * time.Millisecond})
+		poll(t, func() bool { return relay.Ready() == nil })
+	}
+	trouble, stop := context.WithCancel(t.Context())
+	var tasks, writers sync.WaitGroup
+	tasks.Go(func() {
+		for trouble.Err() == nil {
+			time.Sleep(100 * time.Millisecond)
+			exec(t, db, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE application_name = 'relay' AND datname = current_database() ORDER BY random() LIMIT 1`)
+		}
+	})
+	tasks.Go(func() {
+		for trouble.Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+			exec(t, db, `UPDATE oncemill.outbox SET parked_at = NULL, attempts = 0 WHERE parked_at IS NOT NULL`)
+		}
+	})
+	for k := range keys {
+		writers.Go(func() {
+			for n := 0; n < each; {
+				tx, err := db.Begin()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range min(1+rand.N(5), each-n) {
+					insertKeyed(t, tx, fmt.Sprint(k), n, n+1)
+					time.Sleep(rand.N(10 * time.Millisecond))
+					n++
+				}
+				if rand.N(10) == 0 {
+					time.Sleep(rand.N(1500 * time.Millisecond)) // and is late
+				}
+				if err := tx.Commit(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	time.AfterFunc(time.Second, stop)
+	<-trouble.Done()
+	tasks.Wait()
+	poll(t, func() bool {
+		exec(t, db, `UPDATE oncemill.outbox SET parked_at = NULL, attempts = 0 WHERE parked_at IS NOT NULL`)
+		return rowCount(t, db) == 0
+	})
+	rows := sink.published()
+	for k := range keys {
+		var first []int
+		for _, n := range ofKey(rows, fmt.Sprint(k)) {
+			if !slices.Contains(first, n) {
+				first = append(first, n)
+			}
+		}
+		if !slices.Equal(first, upTo(0, each)) {
+			t.Errorf("%d came as %v", k, first)
+		}
+	}
+	t.Logf("%d rows came %d times", keys*each, len(rows))
+}
+
+// On a schema of version 5 a relay treats rows with ordering keys as others. Once it is
+// migrated, while the relay runs, rows wait for those of their key.
+func TestARelayFindsOutThatItsSchemaWasMigrated(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	migrations, err := schema.Under("five")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range migrations[:5] {
+		exec(t, db, m.SQL)
+	}
+	insert := func(from, to int) {
+		exec(t, db, `INSERT INTO five.outbox (topic, ordering_key, payload)
+			SELECT 't', 'k', convert_to(n::text, 'UTF8') FROM generate_series($1::int, $2::int) AS n`, from, to-1)
+	}
+	sink := newRecorder(func(row outbox.Row) error {
+		if row.Topic == "refused" {
+			return outbox.ErrRefused
+		}
+		return nil
+	})
+	log, logged := hearLog()
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink, Schema: "five", Logger: log})
+	insert(0, 50)
+	exec(t, db, `INSERT INTO five.outbox (topic) VALUES ('unkeyed')`)
+	relay.settled(t, 51)
+	insert(50, 100)
+	exec(t, db, migrations[5].SQL)
+	for done := 100; ; done += 10 {
+		insert(done, done+10)
+		if value[int](t, db, `SELECT idx_scan FROM pg_stat_user_indexes WHERE schemaname = 'five' AND indexrelname = 'outbox_keyed'`) > 0 {
+			t.Logf("switched over after %d rows", done+10)
+			relay.settled(t, done+10-50)
+			wantInOrder(t, sink.published(), "k", done+10)
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	exec(t, db, `INSERT INTO five.outbox (topic, ordering_key) VALUES ('refused', 'r'), ('t', 'r')`)
+	relay.settled(t, 1)
+	exec(t, db, `INSERT INTO five.outbox (topic, ordering_key) VALUES ('t', 'other')`)
+	exec(t, db, `INSERT INTO five.outbox (topic) VALUES ('unkeyed')`)
+	relay.settled(t, 2)
+	if n := value[int](t, db, `SELECT count(*) FROM five.outbox`); n != 2 {
+		t.Errorf("%d rows are left, want the parked one and the one behind it", n)
+	}
+	if err := relay.Ready(); err != nil || strings.Contains(logged(), "cannot go on") {
+		t.Errorf("Ready: %v, log: %s", err, logged())
+	}
+}
+
+// A key with many rows takes a call of the Sink for each. Keys of other partitions do not
+// get fewer rows through for it.
+func TestAKeyWithManyRowsDoesNotSlowDownOthers(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	const many, others = 10_000, 10_000
+	insertKeyed(t, db, "hot", 0, many)
+	exec(t, db, `INSERT INTO oncemill.outbox (topic, ordering_key) SELECT 't', key FROM generate_series(1, 2 * $1) AS n, convert_to('cold-' || n, 'UTF8') AS key
+		WHERE get_byte(sha256(key), 0) % 64 <> get_byte(sha256('hot'), 0) % 64 LIMIT $1`, others)
+	calls, cold := 0, 0
+	done := make(chan struct{})
+	start(t, &outbox.Relay{DB: db, Sink: script(func(_ context.Context, rows []outbox.Row) []error {
+		time.Sleep(40 * time.Millisecond)
+		if cold < others {
+			calls++
+			for _, row := range rows {
+				if string(row.OrderingKey) == "hot" {
+					continue
+				}
+				if cold++; cold == others {
+					close(done)
+				}
+			}
+		}
+		return make([]error, len(rows))
+	})})
+	receive(t, done)
+	if calls > 100 {
+		t.Errorf("%d calls for %d others", calls, others)
+	}
+	t.Logf("%d calls for %d others", calls, others)
 }

@@ -20,6 +20,7 @@ type verdicts struct {
 	took        map[string]bool // topics of these
 	untouched   []Row           // rows to leave as they are, without what they carry
 	waiting     int             // rows that were not handed to the Sink, after another one of their key
+	slowest     time.Duration   // of the Sink's calls
 	unavailable error           // why
 }
 
