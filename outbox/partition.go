@@ -272,6 +272,8 @@ func (o *ordered) waiting() bool {
 // adapt has the next fetch look at more rows of each partition where few of them have many.
 func (o *ordered) adapt() {
 	switch n := len(o.chosen); {
+	case o.again: // there were only rows that wait
+		o.limit *= 2
 	case n >= o.most:
 		o.limit /= 2
 	case n >= o.limit && n < o.most/2:
