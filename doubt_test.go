@@ -212,7 +212,7 @@ func TestKeepOutlivesTheFirstLeaseUnderAGuard(t *testing.T) {
 	t.Parallel()
 	testenv.NeedsSession(t, "leases that are shorter than a new session of a pooler may take")
 	f := newFixture(t)
-	kept := claim(t, f.consumer(), "k", oncemill.ClaimOptions{Lease: 500 * time.Millisecond})
+	kept := claim(t, f.consumer(), "k", oncemill.ClaimOptions{Lease: 2 * time.Second})
 	ctx, stop := kept.Context(within(t))
 	defer stop()
 	must(t, kept.Keep(ctx, func(ctx context.Context) error {
@@ -220,6 +220,7 @@ func TestKeepOutlivesTheFirstLeaseUnderAGuard(t *testing.T) {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
+			time.Sleep(50 * time.Millisecond)
 		}
 		return nil
 	}))

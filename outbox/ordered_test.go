@@ -467,3 +467,55 @@ func TestATransactionThatStaysOpenHoldsUpNothing(t *testing.T) {
 		wantInOrder(t, rows, fmt.Sprint(i), each*(rounds+3))
 	}
 }
+
+// Many rows may be parked, each of another key. A relay finds them out in a few fetches, and
+// then works as if they were not there.
+func TestManyParkedRowsHoldUpTheirOwnKeysOnly(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	const parked = 50_000
+	exec(t, db, `INSERT INTO oncemill.outbox (topic, ordering_key, parked_at) SELECT 't', convert_to('p' || n, 'UTF8'), now() FROM generate_series(1, $1) AS n`, parked)
+	relay := start(t, &outbox.Relay{DB: db, Sink: newRecorder(nil), PollInterval: time.Hour})
+	for round := range 50 {
+		for i := range 20 {
+			insertKeyed(t, db, fmt.Sprint(i), round, round+1)
+		}
+		relay.Wake()
+		relay.settled(t, 20)
+	}
+	exec(t, db, `UPDATE oncemill.outbox SET parked_at = NULL WHERE ordering_key IN ('p1', 'p777', 'p50000')`)
+	relay.Wake()
+	relay.settled(t, 3)
+}
+
+// The rows of a key that has many of them go out one at a time. Those of others, in the same
+// partition too, do not wait for all of them.
+func TestAKeyWithManyRowsDoesNotHoldUpItsNeighbours(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	const deep, keys = 3000, 640
+	insertKeyed(t, db, "deep", 0, deep)
+	for i := range keys {
+		insertKeyed(t, db, fmt.Sprint(i), 0, 2)
+	}
+	var before atomic.Int64
+	var others atomic.Int64
+	sink := script(func(_ context.Context, rows []outbox.Row) []error {
+		time.Sleep(time.Millisecond)
+		for _, row := range rows {
+			switch {
+			case string(row.OrderingKey) != "deep":
+				others.Add(1)
+			case others.Load() < 2*keys:
+				before.Add(1)
+			}
+		}
+		return make([]error, len(rows))
+	})
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink})
+	relay.settled(t, deep+2*keys)
+	if n := before.Load(); n > deep/2 {
+		t.Errorf("%d of %d rows of one key went out before the last of the others", n, deep)
+	}
+	t.Logf("%d of %d", before.Load(), deep)
+}

@@ -25,8 +25,16 @@ const (
 )
 
 const (
-	// floorEvery is how often floors are raised, which costs three statements.
+	// floorEvery is how often floors are raised, and floorRows after how many rows in any
+	// case, which costs two statements.
 	floorEvery = 100 * time.Millisecond
+	floorRows  = 2000
+
+	// mostLooked is how many rows of a partition are looked at to find those to publish.
+	mostLooked = 1000
+
+	// mostLeftOut is how many keys a statement leaves out at most.
+	mostLeftOut = 1000
 
 	// forgetFloors is how often partitions are looked at from the bottom, and forgetSlowly
 	// how often where rows wait or the last such look took longer than quickLook. Nothing
@@ -64,8 +72,15 @@ type ordered struct {
 	forgetEvery time.Duration
 	raised      time.Time // when floors were last raised
 	took        time.Duration
-	horizon     horizon
-	highest     *highest
+
+	since     int           // rows that were chosen since floors were last raised
+	freed     time.Time     // when it was last seen which keys wait no more
+	freeing   time.Duration // how long that took
+	unchecked bool          // that was put off
+	shunted   bool          // a deep key was left out of the last fetch
+
+	horizon horizon
+	highest *highest
 
 	// While a transaction that has written stays open for long, floors go on without it,
 	// as long as it is open still after each fetch: its rows were in none, then. firm is
@@ -99,13 +114,19 @@ func (o *ordered) forget(now time.Time) {
 	for p := range o.all {
 		o.all[p] = partition{floor: bottom, tail: bottom, waits: make(map[string]int64)}
 	}
-	o.forgot, o.raised, o.forgetEvery = now, time.Time{}, 0
+	o.forgot, o.raised, o.freed, o.forgetEvery = now, time.Time{}, time.Time{}, 0
 }
 
 // Floors never pass by a row that is there.
 func (o *ordered) putBack(int64) {}
 
-func (o *ordered) pause(poll time.Duration) time.Duration { return poll }
+// pause returns in time to find out whether keys wait still, if that was put off.
+func (o *ordered) pause(poll time.Duration) time.Duration {
+	if o.unchecked {
+		return min(poll, time.Until(o.nextFree()))
+	}
+	return poll
+}
 
 func (o *ordered) inOrder() bool { return true }
 
@@ -119,7 +140,7 @@ func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int, aside *aside) (fr
 	if now.Sub(o.forgot) >= o.forgetEvery {
 		o.forget(now)
 	}
-	o.chosen, o.again = o.chosen[:0], false
+	o.chosen, o.again, o.shunted = o.chosen[:0], false, false
 	if err := o.lock(ctx, tx); err != nil || len(o.held) == 0 {
 		return "", err
 	}
@@ -151,12 +172,12 @@ func (o *ordered) lock(ctx context.Context, tx *sql.Tx) error {
 	list := make([]string, partitions)
 	for i, number := range rand.Perm(partitions) {
 		p := &o.all[number]
-		list[i] = fmt.Sprintf("(%d, '%d'::bigint, %t)", number, p.tail, len(p.waits) > 0)
+		list[i] = fmt.Sprintf("(%d, '%d'::bigint)", number, p.tail)
 	}
 	o.held = o.held[:0]
 	return eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT number FROM (VALUES %s) AS part (number, tail, waits)
-		WHERE CASE WHEN part.waits OR EXISTS (
+		SELECT number FROM (VALUES %s) AS part (number, tail)
+		WHERE CASE WHEN EXISTS (
 			SELECT FROM %s
 			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.tail AND %s
 		) THEN pg_try_advisory_xact_lock(hashtextextended(%s, number)) END
@@ -183,7 +204,7 @@ func (o *ordered) table() string { return schema.Quote(o.schema) + ".outbox" }
 // choose finds the first rows that are due and that no other one of their key precedes.
 func (o *ordered) choose(ctx context.Context, tx *sql.Tx, n int, aside *aside) error {
 	o.most = n
-	o.limit = min(max(o.limit, n/len(o.held), 1), n)
+	o.limit = min(max(o.limit, n/len(o.held), 1), mostLooked)
 	w := window{ordered: o, aside: aside, rows: make(map[int]*look)}
 	err := eachRow(ctx, tx, fmt.Sprintf(`
 		SELECT part.number, row.id, row.key, row.held
@@ -211,6 +232,7 @@ func (o *ordered) tails(aside *aside) string {
 	for i, number := range o.held {
 		p := &o.all[number]
 		list[i] = fmt.Sprintf("(%d, '%d'::bigint, '{%s}'::text[])", number, p.tail, strings.Join(p.but(aside), ","))
+		o.shunted = o.shunted || p.shunt
 	}
 	return strings.Join(list, ", ")
 }
@@ -249,14 +271,12 @@ func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, en
 	f.more = f.read() > 0 && (len(o.chosen) >= o.limit || f.read() < f.locked || o.busy)
 	f.stopped = o.stopped(f)
 	o.adapt()
-	more = f.more || o.again
-	if o.met && ended.Sub(o.raised) >= max(floorEvery, scanShare*o.took) && len(o.held) > 0 {
-		var freed bool
-		freed, err = o.raise(ctx, tx)
-		o.raised = time.Now()
-		o.took = o.raised.Sub(ended)
-		more = more || freed
+	more = f.more || o.again || o.shunted
+	if err := o.raise(ctx, tx, ended); err != nil {
+		return more, err
 	}
+	freed, err := o.free(ctx, tx)
+	more = more || freed
 	if f.read() == 0 && o.busy {
 		o.busy = false // the other half
 		more = true
@@ -281,34 +301,55 @@ func (o *ordered) adapt() {
 	}
 }
 
-// raise raises the floors of the held partitions to the first row that there is, but not
-// beyond what may still be committed. freed means that keys wait no more.
-func (o *ordered) raise(ctx context.Context, tx *sql.Tx) (freed bool, err error) {
-	safe := o.safe() // what is read now was committed after that was known
-	if freed, err = o.free(ctx, tx); err != nil {
-		return false, err
+// raise raises the floors of all partitions now and then: to the first row that there is,
+// but not beyond what may still be committed. It takes no lock to know that there are no
+// rows.
+func (o *ordered) raise(ctx context.Context, tx *sql.Tx, now time.Time) error {
+	o.since += len(o.chosen)
+	if !o.met || o.since < floorRows && now.Sub(o.raised) < max(floorEvery, 4*o.took) {
+		return nil
 	}
+	if o.horizon.safe == bottom {
+		if err := o.seeLast(ctx, tx); err != nil {
+			return err
+		}
+	}
+	safe := o.safe() // what is read now was committed after that was known
 	if err := o.findFirst(ctx, tx, safe); err != nil {
-		return false, err
+		return err
 	}
 	writers, err := o.writers(ctx, tx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	o.look(writers)
-	return freed, nil
+	o.raised, o.since = time.Now(), 0
+	o.took = o.raised.Sub(now)
+	return nil
 }
 
-// free finds out which keys wait no more, of those in the held partitions.
+// seeLast sees the largest id that there is, so that floors need not wait for all rows to
+// be looked at.
+func (o *ordered) seeLast(ctx context.Context, tx *sql.Tx) error {
+	return eachRow(ctx, tx, `SELECT id FROM `+o.table()+` ORDER BY id DESC LIMIT 1`, func(scan func(...any) error) error {
+		var id int64
+		err := scan(&id)
+		o.see(id)
+		return err
+	})
+}
+
+// free finds out which keys wait no more: the more of them there are the less often.
 func (o *ordered) free(ctx context.Context, tx *sql.Tx) (freed bool, err error) {
+	if o.unchecked = o.waiting(); !o.unchecked || time.Now().Before(o.nextFree()) {
+		return false, nil
+	}
+	now := time.Now()
 	var ids []string
-	for _, number := range o.held {
-		for _, id := range o.all[number].waits {
+	for p := range o.all {
+		for _, id := range o.all[p].waits {
 			ids = append(ids, strconv.FormatInt(id, 10))
 		}
-	}
-	if len(ids) == 0 {
-		return false, nil
 	}
 	still := make(map[int64]bool, len(ids))
 	err = eachRow(ctx, tx, fmt.Sprintf(`
@@ -319,46 +360,59 @@ func (o *ordered) free(ctx context.Context, tx *sql.Tx) (freed bool, err error) 
 		still[id] = true
 		return err
 	})
-	for _, number := range o.held {
-		freed = o.all[number].free(still) || freed
+	if err != nil {
+		return false, err
 	}
-	return freed, err
+	for p := range o.all {
+		freed = o.all[p].free(still) || freed
+	}
+	o.freed, o.unchecked = time.Now(), false
+	o.freeing = o.freed.Sub(now)
+	return freed, nil
 }
+
+// nextFree is when to look for keys that wait no more.
+func (o *ordered) nextFree() time.Time { return o.freed.Add(max(floorEvery, scanShare*o.freeing)) }
 
 // findFirst raises floors and tails to the first row behind the tail whose key does not
 // wait. It does not look at more than so many rows that do.
 func (o *ordered) findFirst(ctx context.Context, tx *sql.Tx, safe int64) error {
-	const most = 1000
-	list := make([]string, len(o.held))
-	for i, number := range o.held {
-		p := &o.all[number]
-		list[i] = fmt.Sprintf("(%d, '%d'::bigint, '{%s}'::text[])", number, p.tail, strings.Join(p.keys(), ","))
+	const most = 200
+	var firsts [partitions]first
+	var list [partitions]string
+	for number := range o.all {
+		p, f := &o.all[number], &firsts[number]
+		if f.most = 1; len(p.waits) > 0 {
+			f.most = most
+		}
+		list[number] = fmt.Sprintf("(%d, '%d'::bigint, %d)", number, p.tail, f.most)
 	}
-	return eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT part.number, count(row.id), coalesce(max(row.id), 0), coalesce(min(row.id) FILTER (WHERE row.key <> ALL (part.waits)), 0)
-		FROM (VALUES %s) AS part (number, tail, waits) LEFT JOIN LATERAL (
+	err := eachRow(ctx, tx, fmt.Sprintf(`
+		SELECT part.number, row.id, row.key
+		FROM (VALUES %s) AS part (number, tail, most) CROSS JOIN LATERAL (
 			SELECT id, %s AS key
 			FROM %s
 			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.tail AND %s
 			ORDER BY id
-			LIMIT CASE WHEN part.waits = '{}' THEN 1 ELSE %d END
-		) AS row ON true
-		GROUP BY part.number`, strings.Join(list, ", "), keyOf, o.table(), partitionOf, o.to.topics, most), func(scan func(...any) error) error {
-		var number, rows int
-		var last, first int64
-		if err := scan(&number, &rows, &last, &first); err != nil {
+			LIMIT part.most
+		) AS row
+		ORDER BY row.id`, strings.Join(list[:], ", "), keyOf, o.table(), partitionOf, o.to.topics), func(scan func(...any) error) error {
+		var number int
+		var c choice
+		if err := scan(&number, &c.id, &c.key); err != nil {
 			return err
 		}
-		to := safe
-		switch {
-		case first > 0:
-			to = min(safe, first)
-		case rows == most:
-			to = min(safe, last+1)
-		}
-		o.all[number].raise(to)
+		_, waits := o.all[number].waits[c.key]
+		firsts[number].add(c.id, waits)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for number := range o.all {
+		o.all[number].raise(min(safe, firsts[number].next()))
+	}
+	return nil
 }
 
 // writers returns the transactions that may have rows in the table which nobody sees yet.

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"maps"
+	"math"
 	"slices"
 )
 
@@ -12,17 +13,25 @@ type partition struct {
 	floor, tail int64
 	waits       map[string]int64 // keys, and the row that is deferred or parked of each
 	crowded     bool             // there are so many rows of these keys behind the tail that they are left out
+
+	deep  string // a key that has most of the rows; left out every other time, for those behind its rows
+	shunt bool   // it is left out this time
 }
 
-// keys are those that wait.
-func (p *partition) keys() []string { return slices.Collect(maps.Keys(p.waits)) }
-
 // but are the keys that a fetch leaves out.
-func (p *partition) but(aside *aside) []string {
-	if !p.crowded {
-		return nil
+func (p *partition) but(aside *aside) (keys []string) {
+	if p.shunt = p.deep != "" && !p.shunt; p.shunt {
+		keys = append(keys, p.deep)
 	}
-	return slices.AppendSeq(p.keys(), maps.Keys(aside.names))
+	if !p.crowded {
+		return keys
+	}
+	for key := range p.waits {
+		if len(keys) < mostLeftOut {
+			keys = append(keys, key)
+		}
+	}
+	return slices.AppendSeq(keys, maps.Keys(aside.names))
 }
 
 // free has those keys wait no more whose row is not deferred or parked still. Their rows
@@ -50,6 +59,34 @@ func (p *partition) raise(to int64) {
 	}
 }
 
+// A first is the first row of a partition whose key does not wait, if there is one among
+// so many.
+type first struct {
+	id         int64
+	found      bool
+	rows, most int
+	last       int64
+}
+
+// add takes a row. They come in the order of their ids.
+func (f *first) add(id int64, waits bool) {
+	f.rows, f.last = f.rows+1, id
+	if !waits && !f.found {
+		f.id, f.found = id, true
+	}
+}
+
+// next is where rows may be whose keys do not wait.
+func (f *first) next() int64 {
+	switch {
+	case f.found:
+		return f.id
+	case f.rows == f.most:
+		return f.last + 1
+	}
+	return math.MaxInt64
+}
+
 // A window is the first rows behind the tails of some partitions.
 type window struct {
 	*ordered
@@ -64,6 +101,7 @@ type look struct {
 	chosen  int
 	last    int64
 	keys    map[string]bool // of rows that are due, and whether a later one is not
+	depth   map[string]int  // rows of each
 }
 
 // scan takes a row. They come in the order of their ids.
@@ -76,11 +114,12 @@ func (w *window) scan(scan func(...any) error) error {
 	}
 	p, l := &w.all[number], w.rows[number]
 	if l == nil {
-		l = &look{keys: make(map[string]bool)}
+		l = &look{keys: make(map[string]bool), depth: make(map[string]int)}
 		w.rows[number] = l
 	}
 	l.rows, l.last = l.rows+1, c.id
 	w.see(c.id)
+	l.depth[c.key]++
 	_, waits := p.waits[c.key]
 	behind, due := l.keys[c.key]
 	switch {
@@ -110,15 +149,23 @@ func (w *window) conclude() {
 		p := &w.all[number]
 		w.met = true
 		if l.rows < w.limit {
+			if !p.shunt {
+				p.deep = ""
+			}
 			continue
 		}
+		for key, n := range l.depth {
+			if 2*n > l.rows && !p.shunt {
+				p.deep = key
+			}
+		}
 		before, crowded := p.tail, p.crowded
-		if l.waiting == l.rows && (!crowded || len(w.aside.names) == 0) { // else rows are left out that do not wait
+		if l.waiting == l.rows && !p.shunt && (!crowded || len(w.aside.names) == 0) { // else rows are left out that do not wait
 			p.raise(min(l.last+1, w.safe()))
 		}
-		if l.chosen == 0 && p.tail <= l.last {
+		if l.chosen == 0 && p.tail <= l.last && w.limit == mostLooked {
 			p.crowded = true
 		}
-		w.again = w.again || p.tail > before || p.crowded && !crowded
+		w.again = w.again || p.tail > before || l.chosen == 0 && (w.limit < mostLooked || p.crowded && !crowded)
 	}
 }
