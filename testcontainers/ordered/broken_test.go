@@ -70,11 +70,11 @@ var rules = []rule{
 	}}, overtaken, "", 0},
 
 	{"rows wait behind one that is deferred or parked", []breach{{"outbox/waits.go",
-		`if held && !waits {`,
-		`if held && broken("rows wait behind one that is deferred or parked") {
+		`behind, due := l.keys[c.key]`,
+		`behind, due := l.keys[c.key]
+	if held && broken("rows wait behind one that is deferred or parked") {
 		return nil
-	}
-	if held && !waits {`,
+	}`,
 	}}, overtaken, "", 0},
 
 	{"floors do not pass by what may still be committed", []breach{{"outbox/partition.go",
