@@ -257,6 +257,21 @@ func (f *flags) duration(name string, initial time.Duration, usage string) *time
 	return p
 }
 
+// maybe declares a flag for a time that is 0 unless it is given. Its usage says what that
+// means.
+func (f *flags) maybe(name, usage string) *time.Duration {
+	p := new(time.Duration)
+	f.add(name, "TIME", usage, func(value string) error {
+		d, err := time.ParseDuration(value)
+		if err != nil || d < 0 {
+			return errors.New("want a time with its unit, such as 30m or 24h, or 0")
+		}
+		*p = d
+		return nil
+	})
+	return p
+}
+
 func (f *flags) choice(name, usage string, values ...string) *string {
 	p := &values[0]
 	choices := slices.Clone(values)

@@ -34,6 +34,10 @@ It runs until SIGTERM or SIGINT, then finishes the batch that it publishes; a se
 signal ends it at once. It does not start without database, schema and broker, but
 once it runs it waits for whatever goes away.
 
+With --keep 24h it keeps for a day what it has published, in case the broker loses it:
+oncemill outbox replay has it published again. That takes an INSERT for each message,
+the disk space, and a schema of version 6.
+
 With --http it answers GET /livez (200 while the process runs) and GET /readyz
 (200 while database and brokers work, else 503 and the reason).`,
 	prepare: prepareRelay,
@@ -49,6 +53,7 @@ type relayOptions struct {
 	pollInterval   *time.Duration
 	publishTimeout *time.Duration
 	drainTimeout   *time.Duration
+	keep           *time.Duration
 	http           *string
 }
 
@@ -61,6 +66,7 @@ func prepareRelay(f *flags) action {
 		pollInterval:   f.duration("poll-interval", time.Second, "how often to look for messages when nothing wakes the relay"),
 		publishTimeout: f.duration("publish-timeout", 10*time.Second, "how long the broker may take to acknowledge a batch"),
 		drainTimeout:   f.duration("drain-timeout", 15*time.Second, "how long a batch may go on after SIGTERM"),
+		keep:           f.maybe("keep", "how long to keep messages once they are published, for oncemill outbox replay;\nall relays of a database should have the same (default: they are deleted at once)"),
 		http:           f.text("http", "ADDR", "where to serve /livez and /readyz, such as 127.0.0.1:8080\n(default: nowhere)"),
 		log:            f.log(),
 	}
@@ -111,6 +117,7 @@ func (o relayOptions) relay(db *sql.DB, sink outbox.Sink, logger *slog.Logger) *
 		PollInterval:   *o.pollInterval,
 		PublishTimeout: *o.publishTimeout,
 		DrainTimeout:   *o.drainTimeout,
+		Keep:           *o.keep,
 		Logger:         logger,
 	}
 }

@@ -383,3 +383,24 @@ func (p *proxy) pass(to io.Writer, from io.Reader) {
 		}
 	}
 }
+
+// What a relay with --keep has published comes again, from the commands alone.
+func TestWhatARelayKeepsIsReplayed(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	s := start(t)
+	s.publish(t, 20)
+	s.relay(t, "--keep", "1h")
+	poll(t, func() bool { return s.inStream(t) == 20 && s.inOutbox(t) == 0 })
+	must(t, s.stream.Purge(t.Context()))
+	code, stdout, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": s.dbURL}, "outbox", "replay", "--since", "1h")
+	if code != 0 || !strings.HasPrefix(stdout, "20 kept messages are in the outbox again") {
+		t.Fatalf("exit code %d, %s%s", code, stdout, stderr)
+	}
+	poll(t, func() bool { return s.inStream(t) == 20 && s.inOutbox(t) == 0 })
+	var kept int
+	must(t, s.db.QueryRow(`SELECT count(*) FROM oncemill.published`).Scan(&kept))
+	if kept != 20 {
+		t.Errorf("%d messages are kept, want 20", kept)
+	}
+}

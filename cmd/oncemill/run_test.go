@@ -78,7 +78,7 @@ func TestHelpTeaches(t *testing.T) {
 		"guard tenants list":   {"tenants", "json"},
 		"relay": {"database-url", "schema", "nats-url", "nats-creds", "nats-tls-ca", "nats-tls-cert", "nats-tls-key",
 			"kafka-brokers", "kafka-tls", "kafka-tls-ca", "kafka-tls-cert", "kafka-tls-key", "kafka-sasl", "kafka-user", "kafka-password-file", "route",
-			"listen-url", "batch", "poll-interval", "publish-timeout", "drain-timeout", "http", "log-level", "log-format"},
+			"listen-url", "batch", "poll-interval", "publish-timeout", "drain-timeout", "keep", "http", "log-level", "log-format"},
 	} {
 		words := strings.Fields(command)
 		_, long, _ := call(t, nil, append([]string{"help"}, words...)...)
@@ -160,6 +160,7 @@ func TestBadInput(t *testing.T) {
 		"batch in variable":  {[]string{"relay"}, map[string]string{"ONCEMILL_BATCH": "-1"}, 2, []string{`"-1"`, "ONCEMILL_BATCH", "at least 1"}},
 		"negative duration":  {[]string{"relay", "--poll-interval", "-1s"}, nil, 2, []string{`"-1s"`, "-poll-interval", "10s"}},
 		"duration, no unit":  {[]string{"relay", "--publish-timeout", "10"}, nil, 2, []string{`"10"`, "-publish-timeout", "unit"}},
+		"negative keep":      {[]string{"relay", "--keep", "-1h"}, nil, 2, []string{`"-1h"`, "-keep", "24h"}},
 		"bad drain timeout":  {[]string{"relay"}, map[string]string{"ONCEMILL_DRAIN_TIMEOUT": "soon"}, 2, []string{"ONCEMILL_DRAIN_TIMEOUT", "soon"}},
 		"bad log level":      {[]string{"relay", "--log-level", "loud"}, nil, 2, []string{`"loud"`, "debug, warn, error"}},
 		"bad log format":     {[]string{"relay", "--log-format", "xml"}, nil, 2, []string{`"xml"`, "text, json"}},
