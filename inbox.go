@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -260,16 +261,23 @@ func (in *Inbox) EffectTime(lease time.Duration) (time.Duration, error) {
 	return lease - leaseMargin(lease), nil
 }
 
+// rightsToClaim are what Once and Claim need for every message, whatever else they do.
+var rightsToClaim = grants.On("claims", "SELECT, INSERT").And("watermarks", "SELECT")
+
 // Check reports whether the Inbox can work: its fields are valid, the database
-// answers, takes writes, and its schema has a version that this build knows.
-// Call it when the program starts, so that it fails there and not on the first
-// message.
+// answers, takes writes, its schema has a version that this build knows, and the
+// role may do what every claim needs. Call it when the program starts, so that it
+// fails there and not on the first message. A program that claims nothing, such as
+// one that lists what is in doubt, can do without, and with fewer rights.
 func (in *Inbox) Check(ctx context.Context) error {
 	if err := in.validate(); err != nil {
 		return err
 	}
 	if err := dbcheck.Check(ctx, in.DB, in.Schema); err != nil {
 		return markUnavailable(err)
+	}
+	if err := rightsToClaim.Check(ctx, in.DB, in.Schema, "claim keys"); err != nil {
+		return fmt.Errorf("oncemill: %w", markUnavailable(err))
 	}
 	return in.checkPlans(ctx)
 }

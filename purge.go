@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -90,9 +91,12 @@ type sweep struct {
 func (in *Inbox) sweeps(consumer string) []*sweep {
 	claims := &sweep{in: in, consumer: consumer, table: "claims", query: purgeClaimsSQL, keep: in.Retention + clockMargin, margin: clockMargin}
 	claims.begin = claims.moveWatermark
+	errors := &sweep{in: in, consumer: consumer, table: "handler_errors", query: purgeErrorsSQL, keep: in.Retention, margin: in.Retention}
+	if in.EventRetention == math.MaxInt64 { // who keeps them for ever needs no right to delete them
+		return []*sweep{claims, errors}
+	}
 	return []*sweep{
-		claims,
-		{in: in, consumer: consumer, table: "handler_errors", query: purgeErrorsSQL, keep: in.Retention, margin: in.Retention},
+		claims, errors,
 		{in: in, consumer: consumer, table: "events", query: purgeEventsSQL, keep: in.EventRetention, margin: in.EventRetention},
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/outbox"
 )
@@ -75,6 +76,9 @@ func (s Stack) Apply(ctx context.Context, router *message.Router) error {
 	if err := s.inbox().Check(ctx); err != nil {
 		return fmt.Errorf("oncemill: Stack: %w", err)
 	}
+	if err := s.checkRights(ctx); err != nil {
+		return fmt.Errorf("oncemill: Stack: %w", err)
+	}
 	router.AddMiddleware(
 		s.deadLetter,
 		wm.Retry{
@@ -90,6 +94,20 @@ func (s Stack) Apply(ctx context.Context, router *message.Router) error {
 		s.claims().Middleware,
 	)
 	return nil
+}
+
+// checkRights finds out whether the role may count a handler's errors and give a message
+// up, and for a Guard whether it may settle and park.
+func (s *Stack) checkRights(ctx context.Context) error {
+	inbox := s.inbox()
+	needed := grants.On("handler_errors", "SELECT, INSERT, UPDATE, DELETE").And("events", "INSERT")
+	if s.Guard != nil {
+		needed = needed.And("claims", "UPDATE, DELETE").And(grants.Tokens, "USAGE").And("parked", "SELECT, INSERT, DELETE")
+	}
+	if err := needed.Check(ctx, inbox.DB, inbox.Schema, "handle messages"); err != nil {
+		return err
+	}
+	return grants.On("outbox", "INSERT").Check(ctx, inbox.DB, s.claims().Publisher().Schema, "publish dead letters")
 }
 
 // A claimer is Once or Guard.

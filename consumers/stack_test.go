@@ -513,6 +513,46 @@ func TestWrongConfigurationFailsAtStart(t *testing.T) {
 	}
 }
 
+// A role that may claim, and nothing else, does not come to its first error.
+func TestAStackNamesTheGrantsThatItsRoleLacks(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSession(t, "options of the connection string")
+	url := testenv.PostgresURL(t)
+	admin := testenv.Open(t, url)
+	run := func(query string) {
+		t.Helper()
+		_, err := admin.Exec(query)
+		must(t, err)
+	}
+	var role string
+	must(t, admin.QueryRow(`SELECT 'stack_' || current_database()`).Scan(&role))
+	run(`CREATE ROLE ` + role)
+	t.Cleanup(func() { run(`DROP OWNED BY ` + role + `; DROP ROLE ` + role) })
+	run(`GRANT USAGE ON SCHEMA oncemill TO ` + role + `; GRANT SELECT ON oncemill.schema_version TO ` + role)
+	inbox := &oncemill.Inbox{DB: testenv.Open(t, url+"&options=-crole%3D"+role)}
+	for _, step := range []struct {
+		stack       consumers.Stack
+		lacks, then string
+	}{
+		{consumers.Stack{Once: middleware.Once{Inbox: inbox}}, `may not claim keys (GRANT SELECT, INSERT ON oncemill.claims TO "ROLE";`, `GRANT SELECT, INSERT ON oncemill.claims TO ROLE; GRANT SELECT ON oncemill.watermarks TO ROLE`},
+		{consumers.Stack{Once: middleware.Once{Inbox: inbox}}, `may not handle messages (GRANT SELECT, INSERT, UPDATE, DELETE ON oncemill.handler_errors TO "ROLE"; GRANT INSERT ON oncemill.events TO "ROLE")`,
+			`GRANT SELECT, INSERT, UPDATE, DELETE ON oncemill.handler_errors TO ROLE; GRANT INSERT ON oncemill.events TO ROLE`},
+		{consumers.Stack{Once: middleware.Once{Inbox: inbox}}, `may not publish dead letters (GRANT INSERT ON oncemill.outbox TO "ROLE")`, `GRANT INSERT ON oncemill.outbox TO ROLE`},
+		{consumers.Stack{Once: middleware.Once{Inbox: inbox}}, "", ""},
+		{consumers.Stack{Guard: &middleware.Guard{Inbox: inbox}}, `(GRANT UPDATE, DELETE ON oncemill.claims TO "ROLE"; GRANT USAGE ON SEQUENCE oncemill.tokens TO "ROLE"; GRANT SELECT, INSERT, DELETE ON oncemill.parked TO "ROLE")`,
+			`GRANT UPDATE, DELETE ON oncemill.claims TO ROLE; GRANT USAGE ON SEQUENCE oncemill.tokens TO ROLE; GRANT SELECT, INSERT, DELETE ON oncemill.parked TO ROLE`},
+		{consumers.Stack{Guard: &middleware.Guard{Inbox: inbox}}, "", ""},
+	} {
+		router, err := message.NewRouter(message.RouterConfig{}, nil)
+		must(t, err)
+		err = step.stack.Apply(within(t), router)
+		if want := strings.ReplaceAll(step.lacks, "ROLE", role); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		run(strings.ReplaceAll(step.then, "ROLE", role))
+	}
+}
+
 func TestTheOutboxOfTheStack(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)

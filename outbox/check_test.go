@@ -66,16 +66,49 @@ func TestRelayRefusesToStartOnWrongDatabases(t *testing.T) {
 	}
 }
 
+// relayWith returns a relay whose role has some grants, in which {role} is its name.
+func relayWith(t *testing.T, grants string, sink outbox.Sink) (relay *outbox.Relay, admin *sql.DB, role string) {
+	t.Helper()
+	testenv.NeedsSession(t, "options of the connection string")
+	db, url := database(t)
+	role = powerlessRole(t, db)
+	exec(t, db, strings.ReplaceAll(`GRANT USAGE ON SCHEMA oncemill TO {role}; GRANT SELECT ON oncemill.schema_version TO {role};`+grants, "{role}", role))
+	return &outbox.Relay{DB: testenv.Open(t, url+"&options=-crole%3D"+role), Sink: sink}, db, role
+}
+
 func TestRelayRefusesToStartWithoutRights(t *testing.T) {
 	t.Parallel()
-	db := testenv.DB(t)
-	role := powerlessRole(t, db)
-	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT ON ALL TABLES IN SCHEMA oncemill TO `+role)
-	db.SetMaxOpenConns(1)
-	exec(t, db, `SET ROLE `+role)
-	err := (&outbox.Relay{DB: db, Sink: newRecorder(nil)}).Run(t.Context())
-	exec(t, db, `RESET ROLE`)
-	if err == nil || !strings.Contains(err.Error(), "GRANT SELECT, UPDATE, DELETE") || !strings.Contains(err.Error(), role) {
-		t.Errorf("error is %v", err)
+	for grants, want := range map[string]string{
+		``: `GRANT SELECT, UPDATE, DELETE ON oncemill.outbox TO "{role}"`,
+		`GRANT SELECT ON ALL TABLES IN SCHEMA oncemill TO {role}`: `GRANT UPDATE, DELETE ON oncemill.outbox TO "{role}"`,
+	} {
+		relay, _, role := relayWith(t, grants, newRecorder(nil))
+		err := relay.Run(t.Context())
+		if want := strings.ReplaceAll(want, "{role}", role); err == nil || !strings.Contains(err.Error(), "("+want+")") {
+			t.Errorf("error is %v, want %s", err, want)
+		}
 	}
+}
+
+// A relay that is to keep what it publishes cannot publish without the rights to.
+func TestRelayRefusesToStartWithoutRightsToKeep(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	relay, _, role := relayWith(t, `GRANT SELECT, UPDATE, DELETE ON oncemill.outbox TO {role}; GRANT SELECT, INSERT ON oncemill.published TO {role}`, newRecorder(nil))
+	relay.Keep = time.Hour
+	err := relay.Run(t.Context())
+	if want := `Keep is set: role "` + role + `" may not keep rows (GRANT UPDATE (id), DELETE ON oncemill.published TO "` + role + `")`; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("error is %v, want %s", err, want)
+	}
+}
+
+// Privileges on the columns that a relay uses are enough.
+func TestARelayWithGrantsOnColumnsStarts(t *testing.T) {
+	t.Parallel()
+	columns := `id, dedup_id, topic, uuid, metadata, ordering_key, payload, created_at, attempts, not_before, parked_at, last_error`
+	sink := newRecorder(nil)
+	relay, db, _ := relayWith(t, `GRANT SELECT (`+columns+`), UPDATE (attempts, not_before, parked_at, last_error, dedup_id), DELETE ON oncemill.outbox TO {role}`, sink)
+	start(t, relay)
+	publish(t, db, "t", 1)
+	sink.next(t)
 }

@@ -134,7 +134,10 @@
 //
 // Relays look there once in a PollInterval. When it is due, one of them moves it to the
 // outbox, where it gets its id and, as created_at, the time of the move. A DELETE of the
-// row before cancels it, as [Cancel] does. The table is there from schema version 6 on.
+// row before cancels it, as [Cancel] does. The table is there from schema version 6 on. A
+// relay whose role has no rights on it, such as one with the grants of version 5, relays
+// all the same, warns with the GRANT that it lacks, and moves scheduled messages within a
+// minute of being given it.
 //
 // Relays find such a row at their next poll. To wake them at once, execute NOTIFY
 // on the channel that [Channel] names, in a statement of its own after the

@@ -408,20 +408,37 @@ func TestScheduledMessagesAreSentWhenTheDatabaseIsBack(t *testing.T) {
 	}
 }
 
-// A role that may relay as before but has no rights on the new table goes on relaying.
+// A role that may relay as before but has no rights on the new table goes on relaying. It
+// says at once what it lacks, and moves what is due once it has that.
 func TestARelayWithoutRightsOnScheduledRowsStillRelays(t *testing.T) {
 	t.Parallel()
-	db, url := database(t)
-	role := powerlessRole(t, db)
-	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT, UPDATE, DELETE ON oncemill.outbox TO `+role+`;
-		GRANT SELECT ON oncemill.schema_version TO `+role)
-	own := testenv.Open(t, url+"&options=-crole%3D"+role)
-	logger, logged := hearLog()
-	sink := newRecorder(nil)
-	start(t, &outbox.Relay{DB: own, Sink: sink, Logger: logger})
-	publish(t, db, "t", 1)
-	sink.next(t)
-	poll(t, func() bool { return strings.Contains(logged(), "GRANT SELECT, UPDATE, DELETE ON") })
+	testenv.NeedsSchema(t, 6)
+	for grants, want := range map[string]string{
+		``: `GRANT SELECT, UPDATE (deliver_after), DELETE ON oncemill.scheduled TO "{role}"; GRANT INSERT ON oncemill.outbox TO "{role}"`,
+		`GRANT SELECT, UPDATE, DELETE ON oncemill.scheduled TO {role}`: `GRANT INSERT ON oncemill.outbox TO "{role}"`,
+	} {
+		sink := newRecorder(nil)
+		relay, db, role := relayWith(t, `GRANT SELECT, UPDATE, DELETE ON oncemill.outbox TO {role};`+grants, sink)
+		logger, logged := hearLog()
+		relay.Logger = logger
+		must(t, (&outbox.Publisher{DB: db}).Publish("t", later(t.Context(), "due", 0)))
+		running := start(t, relay)
+		publish(t, db, "t", 1)
+		if msg := sink.next(t); msg.UUID == "due" {
+			t.Errorf("%s was sent", msg.UUID)
+		}
+		want = strings.ReplaceAll(strings.ReplaceAll(want, "{role}", role), `"`, `\"`)
+		poll(t, func() bool { return strings.Contains(logged(), "cannot move scheduled messages") })
+		if !strings.Contains(logged(), "("+want+")") {
+			t.Errorf("it does not say %s:\n%s", want, logged())
+		}
+		must(t, running.stop())
+		exec(t, db, strings.ReplaceAll(want, `\"`, `"`))
+		start(t, &outbox.Relay{DB: relay.DB, Sink: sink})
+		if msg := sink.next(t); msg.UUID != "due" {
+			t.Errorf("%s was sent", msg.UUID)
+		}
+	}
 }
 
 // The least rights that a relay needs for all that it does: to lock rows takes UPDATE of

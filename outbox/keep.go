@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -80,19 +81,10 @@ func (r *Relay) checkKeep(ctx context.Context) error {
 		return fmt.Errorf("outbox: look for table %s: %w", table, err)
 	}
 	if !found {
-		return fmt.Errorf("outbox: Relay.Keep is set: %w: there is no table %s before schema version 6 (run `oncemill migrate`, or leave Keep at 0)", ErrSchema, table)
+		return fmt.Errorf("outbox: Relay.Keep is set: %w: there is no table %s before schema version 6 (run `oncemill migrate`, or leave Keep at 0, --keep out)", ErrSchema, table)
 	}
-	var role string
-	var allowed bool
-	err := r.DB.QueryRowContext(ctx, `
-		SELECT current_user, has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'INSERT') AND has_table_privilege($1, 'DELETE')
-		       AND has_any_column_privilege($1, 'UPDATE')`,
-		table).Scan(&role, &allowed)
-	if err != nil {
-		return fmt.Errorf("outbox: look for the rights on %s: %w", table, err)
-	}
-	if !allowed {
-		return fmt.Errorf("outbox: role %q may not keep rows in %s (GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s)", role, table, table, schema.Quote(role))
+	if err := grants.On("published", "SELECT, INSERT, UPDATE (id), DELETE").Check(ctx, r.DB, r.Schema, "keep rows"); err != nil {
+		return fmt.Errorf("outbox: Relay.Keep is set: %w", err)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/internal/pgurl"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -183,8 +184,10 @@ func (r *Relay) Wake() {
 
 // Check returns nil if the Relay can start: its fields make sense, the database
 // can be written to, holds a schema that this build runs on and gives the
-// rights that a relay needs. Its errors name what is wrong and the remedy, and
-// wrap ErrUnreachable, ErrReadOnly or ErrSchema where those fit.
+// rights that a relay needs, with those to keep rows if it has to. Its errors name
+// what is wrong and the remedy, and wrap ErrUnreachable, ErrReadOnly or ErrSchema where
+// those fit. The rights to move scheduled rows are none of them: see the package's
+// comment.
 func (r *Relay) Check(ctx context.Context) error {
 	if err := r.validate(); err != nil {
 		return err
@@ -241,19 +244,11 @@ func (r *Relay) validate() error {
 	return nil
 }
 
-// checkRights finds out whether the role may do what a round does.
+// checkRights finds out whether the role may do what a round does. What it needs besides,
+// for scheduled rows, it may do without: see the scheduler.
 func (r *Relay) checkRights(ctx context.Context) error {
-	const query = `
-		SELECT current_user,
-		       has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'UPDATE') AND has_table_privilege($1, 'DELETE')`
-	table := r.table()
-	var role string
-	var allowed bool
-	if err := r.DB.QueryRowContext(ctx, query, table).Scan(&role, &allowed); err != nil {
-		return fmt.Errorf("outbox: look for the rights on %s: %w", table, err)
-	}
-	if !allowed {
-		return fmt.Errorf("outbox: role %q may not relay from %s (GRANT SELECT, UPDATE, DELETE ON %s TO %s)", role, table, table, schema.Quote(role))
+	if err := grants.On("outbox", "SELECT, UPDATE, DELETE").Check(ctx, r.DB, r.Schema, "relay"); err != nil {
+		return fmt.Errorf("outbox: %w", err)
 	}
 	return nil
 }

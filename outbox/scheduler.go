@@ -3,9 +3,9 @@ package outbox
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -22,7 +22,6 @@ func (r *Relay) schedule(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			err = s.explain(err)
 			s.from, s.found = duePosition{}, false
 		}
 		s.report(orDefault(r.Logger), err)
@@ -34,7 +33,7 @@ func (r *Relay) schedule(ctx context.Context) {
 type scheduler struct {
 	*Relay
 	trouble
-	found bool // there is a table scheduled
+	found bool // there is a table scheduled, and rows in it may be moved
 
 	// from is behind what was moved, which vacuum cannot remove while any transaction
 	// has an old snapshot: it is not stepped over again each time. Rows that were
@@ -64,9 +63,21 @@ func (s *scheduler) round(ctx context.Context) (pause time.Duration, err error) 
 	return pause, err
 }
 
-// look finds out whether there is a table of scheduled rows: not so before schema version 6.
+// look finds out whether there is a table of scheduled rows, which is not so before schema
+// version 6, and whether the relay's role may move them. It may not where the grants were
+// made for the version before: such a relay does the rest of its work.
 func (s *scheduler) look(ctx context.Context, conn *sql.Conn) error {
-	return conn.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, schema.Quote(s.Schema)+".scheduled").Scan(&s.found)
+	var found bool
+	err := conn.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, schema.Quote(s.Schema)+".scheduled").Scan(&found)
+	if err != nil || !found {
+		return err
+	}
+	needs := grants.On("scheduled", "SELECT, UPDATE (deliver_after), DELETE").And("outbox", "INSERT")
+	if err := needs.Check(ctx, conn, s.Schema, "move scheduled messages"); err != nil {
+		return err
+	}
+	s.found = true
+	return nil
 }
 
 // step moves some rows if any are due. more means that others may be.
@@ -102,11 +113,3 @@ func (s *scheduler) until(next time.Duration, any bool) time.Duration {
 
 // lookInterval is how often it looks for rows that are new.
 func (s *scheduler) lookInterval() time.Duration { return max(s.pollInterval(), minLook) }
-
-// explain names the remedy where the relay's role has no rights on scheduled rows.
-func (s *scheduler) explain(err error) error {
-	if !lacksRights(err) {
-		return err
-	}
-	return fmt.Errorf("%w (GRANT SELECT, UPDATE, DELETE ON %[2]s.scheduled and INSERT ON %[2]s.outbox to the relay's role)", err, schema.Quote(s.Schema))
-}

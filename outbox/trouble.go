@@ -4,6 +4,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/grants"
 )
 
 // noRightsEvery is how often something is tried again that the relay's role has no rights
@@ -48,6 +50,10 @@ func (t *trouble) pause(well time.Duration) time.Duration {
 }
 
 func lacksRights(err error) bool {
+	var missing *grants.Error
+	if errors.As(err, &missing) {
+		return true
+	}
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42501"
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/guard"
 	"github.com/oncemill/oncemill/internal/doctor"
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/outbox"
 )
@@ -105,7 +106,7 @@ func TestEachRoleDoesItsWorkWithItsGrantsAndNotWithLess(t *testing.T) {
 				t.Fatalf("with all of its grants: %v", err)
 			}
 			for _, grant := range role.Grants(6) {
-				give := strings.TrimSuffix(doctor.SQL([]doctor.Grant{grant}, "", g.role), ";")
+				give := strings.TrimSuffix((grants.List{grant}).SQL("", g.role), ";")
 				take := strings.Replace(strings.Replace(give, "GRANT", "REVOKE", 1), " TO ", " FROM ", 1)
 				if _, err := g.admin.Exec(take); err != nil {
 					t.Fatalf("%s: %v", take, err)
@@ -139,7 +140,7 @@ func TestTheGrantsOfTheDocsAreThoseOfTheDoctor(t *testing.T) {
 		if role == doctor.Reader {
 			got = strings.TrimSpace(strings.Replace(got, "GRANT pg_read_all_stats TO oncemill_doctor;", "", 1))
 		}
-		if want := doctor.SQL(role.Grants(6), "", "oncemill_"+string(role)); got != want {
+		if want := role.Grants(6).SQL("", "oncemill_"+string(role)); got != want {
 			t.Errorf("docs/operating.md says of the role %s\n%s\nbut it needs\n%s", role, got, want)
 		}
 	}

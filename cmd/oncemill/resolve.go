@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/dbcheck"
 )
 
 var resolveCommand = command{
@@ -107,7 +108,7 @@ func (o resolveOptions) run(ctx context.Context, stderr io.Writer) error {
 		}
 		probe, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		return inbox.Check(probe)
+		return dbcheck.Check(probe, inbox.DB, inbox.Schema)
 	}
 	return serve(ctx, "resolver", *o.http, ready, logger.With("consumer", *o.name), resolver.Run)
 }

@@ -78,7 +78,7 @@ func reader(t *testing.T) *database {
 
 func (d *database) grant(role doctor.Role) {
 	d.t.Helper()
-	d.exec(doctor.SQL(role.Grants(99), "", pq.QuoteIdentifier(d.role)))
+	d.exec(role.Grants(99).SQL("", pq.QuoteIdentifier(d.role)))
 }
 
 func (d *database) exec(statements string) {

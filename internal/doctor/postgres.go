@@ -12,6 +12,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/internal/pgurl"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -152,15 +153,15 @@ func (p *Postgres) howToSee(ctx context.Context, db *sql.DB) string {
 		return "as above"
 	}
 	p.told = true
-	var missing []Grant
+	var missing grants.List
 	err := p.begin(ctx, db, check{run: func(ctx context.Context, tx *sql.Tx) (err error) {
-		missing, err = p.missing(ctx, tx, Reader.Grants(max(p.version, schema.Oldest)))
+		missing, err = Reader.Grants(max(p.version, schema.Oldest)).Lacking(ctx, tx, p.Schema)
 		return err
 	}})
 	if err != nil || len(missing) == 0 {
 		return "connect as a role with the grants of the doctor (docs/operating.md)"
 	}
-	return "connect as a role with the grants of the doctor (docs/operating.md), or give this one what it lacks of them:\n" + SQL(missing, p.Schema, pq.QuoteIdentifier(p.who))
+	return "connect as a role with the grants of the doctor (docs/operating.md), or give this one what it lacks of them:\n" + missing.SQL(p.Schema, pq.QuoteIdentifier(p.who))
 }
 
 // begin runs a check. What opens connections of its own holds none meanwhile: a pooler may

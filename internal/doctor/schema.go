@@ -9,6 +9,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -18,11 +19,11 @@ func (p *Postgres) lookAtSchema(ctx context.Context, tx *sql.Tx) error {
 		return err
 	}
 	if !usage {
-		p.fail("schema", fmt.Sprintf("role %q may not use schema %s", p.who, named(p.Schema)), "it sees none of Oncemill's tables",
-			"as the owner of the schema: "+SQL([]Grant{{Privilege: "USAGE"}}, p.Schema, pq.QuoteIdentifier(p.who)))
+		p.fail("schema", fmt.Sprintf("role %q may not use schema %s", p.who, grants.Named(p.Schema)), "it sees none of Oncemill's tables",
+			"as the owner of the schema: "+useSchema().SQL(p.Schema, pq.QuoteIdentifier(p.who)))
 		return nil
 	}
-	if readable, err := p.has(ctx, tx, Grant{Privilege: "SELECT", On: "schema_version"}); err != nil || !readable {
+	if readable, err := p.has(ctx, tx, grants.On("schema_version", "SELECT")); err != nil || !readable {
 		return p.unreadable(ctx, tx, err)
 	}
 	found, err := dbcheck.Version(ctx, tx, p.Schema)
@@ -34,31 +35,31 @@ func (p *Postgres) lookAtSchema(ctx context.Context, tx *sql.Tx) error {
 	case found == 0:
 		p.noTables()
 	case err != nil && found > schema.Version:
-		p.fail("schema", fmt.Sprintf("schema %s has version %d, which is newer than this program", named(p.Schema), found), fmt.Sprintf("this build knows versions %d to %d, and refuses to start on others", schema.Oldest, schema.Version),
+		p.fail("schema", fmt.Sprintf("schema %s has version %d, which is newer than this program", grants.Named(p.Schema), found), fmt.Sprintf("this build knows versions %d to %d, and refuses to start on others", schema.Oldest, schema.Version),
 			"upgrade this program to the release whose `oncemill migrate` made that version")
 	case err != nil:
-		p.fail("schema", fmt.Sprintf("schema %s has version %d, which is too old", named(p.Schema), found), fmt.Sprintf("this build needs version %d, and refuses to start on anything before %d", schema.Version, schema.Oldest), "run `"+command+"`")
+		p.fail("schema", fmt.Sprintf("schema %s has version %d, which is too old", grants.Named(p.Schema), found), fmt.Sprintf("this build needs version %d, and refuses to start on anything before %d", schema.Version, schema.Oldest), "run `"+command+"`")
 	case found < schema.Version:
 		p.version = found
-		p.warn("schema", fmt.Sprintf("schema %s has version %d", named(p.Schema), found), fmt.Sprintf("this build runs on it, but not all of it does: it needs version %d for the rest", schema.Version),
+		p.warn("schema", fmt.Sprintf("schema %s has version %d", grants.Named(p.Schema), found), fmt.Sprintf("this build runs on it, but not all of it does: it needs version %d for the rest", schema.Version),
 			"run `"+command+"`; programs of the release before go on with the new version")
 	default:
 		p.version = found
-		p.ok("schema", "schema %s has version %d, as this build needs", named(p.Schema), found)
+		p.ok("schema", "schema %s has version %d, as this build needs", grants.Named(p.Schema), found)
 	}
 	return nil
 }
 
 func (p *Postgres) migrateCommand() string {
 	command := "oncemill migrate"
-	if named(p.Schema) != schema.Default {
+	if grants.Named(p.Schema) != schema.Default {
 		command += " --schema '" + p.Schema + "'"
 	}
 	return command
 }
 
 func (p *Postgres) noTables() {
-	p.fail("schema", "schema "+named(p.Schema)+" has no Oncemill tables", fmt.Sprintf("this build needs version %d", schema.Version),
+	p.fail("schema", "schema "+grants.Named(p.Schema)+" has no Oncemill tables", fmt.Sprintf("this build needs version %d", schema.Version),
 		"run `"+p.migrateCommand()+"` on this database, as a role that may create schemas; or name another with --schema")
 }
 
@@ -78,7 +79,7 @@ func (p *Postgres) unreadable(ctx context.Context, tx *sql.Tx, err error) error 
 		return nil
 	}
 	p.version = schema.Version
-	p.skip("schema", fmt.Sprintf("role %q may not read the schema's version", p.who), SQL([]Grant{{Privilege: "SELECT", On: "schema_version"}}, p.Schema, pq.QuoteIdentifier(p.who)))
+	p.skip("schema", fmt.Sprintf("role %q may not read the schema's version", p.who), grants.On("schema_version", "SELECT").SQL(p.Schema, pq.QuoteIdentifier(p.who)))
 	return nil
 }
 
@@ -109,13 +110,13 @@ FROM pg_namespace n WHERE n.nspname = `+p.schemaLiteral()).Scan(&owner, &mine, &
 	}
 	switch {
 	case others.Valid:
-		p.warn("owner", fmt.Sprintf("schema %s belongs to %q, but not %s in it", named(p.Schema), owner, others.String), "the next migration alters them, which only their owner may",
+		p.warn("owner", fmt.Sprintf("schema %s belongs to %q, but not %s in it", grants.Named(p.Schema), owner, others.String), "the next migration alters them, which only their owner may",
 			"ALTER TABLE ... OWNER TO "+pq.QuoteIdentifier(owner))
 	case mine && p.Role != "" && p.Role != Migrate:
-		p.warn("owner", fmt.Sprintf("schema %s belongs to role %q itself", named(p.Schema), p.who), "it may do anything to the tables, and drop them",
+		p.warn("owner", fmt.Sprintf("schema %s belongs to role %q itself", grants.Named(p.Schema), p.who), "it may do anything to the tables, and drop them",
 			"have another role migrate, and give this one the grants of docs/operating.md")
 	default:
-		p.ok("owner", "schema %s belongs to %q", named(p.Schema), owner)
+		p.ok("owner", "schema %s belongs to %q", grants.Named(p.Schema), owner)
 	}
 	return nil
 }
@@ -128,7 +129,7 @@ func (p *Postgres) lookAtGrants(ctx context.Context, tx *sql.Tx) error {
 	case Migrate:
 		return p.lookAtMigrator(ctx, tx)
 	}
-	missing, err := p.missing(ctx, tx, p.Role.Grants(p.version))
+	missing, err := p.Role.Grants(p.version).Lacking(ctx, tx, p.Schema)
 	if err != nil {
 		return err
 	}
@@ -137,7 +138,7 @@ func (p *Postgres) lookAtGrants(ctx context.Context, tx *sql.Tx) error {
 		return nil
 	}
 	why := "the " + string(p.Role) + " fails when it comes to what it may not do"
-	statements := SQL(missing, p.Schema, pq.QuoteIdentifier(p.who))
+	statements := missing.SQL(p.Schema, pq.QuoteIdentifier(p.who))
 	for statement := range strings.SplitSeq(statements, "\n") {
 		what, _, _ := strings.Cut(strings.TrimPrefix(statement, "GRANT "), " TO ")
 		p.fail("grants", fmt.Sprintf("role %q lacks %s", p.who, what), why, statement)
@@ -145,35 +146,10 @@ func (p *Postgres) lookAtGrants(ctx context.Context, tx *sql.Tx) error {
 	return nil
 }
 
-// missing returns those of some grants that the role does not have.
-func (p *Postgres) missing(ctx context.Context, tx *sql.Tx, all []Grant) (missing []Grant, err error) {
-	for _, g := range all {
-		has, err := p.has(ctx, tx, g)
-		if err != nil {
-			return nil, err
-		}
-		if !has {
-			missing = append(missing, g)
-		}
-	}
-	return missing, nil
-}
-
-// has reports whether the role has a grant. What is not there cannot be looked at by its
-// name: that needs USAGE of the schema, which may be what is missing.
-func (p *Postgres) has(ctx context.Context, tx *sql.Tx, g Grant) (has bool, err error) {
-	object := `SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ` + p.schemaLiteral() + ` AND c.relname = ` + pq.QuoteLiteral(g.On)
-	question := `SELECT COALESCE(has_table_privilege((` + object + `), '` + g.Privilege + `'), false)`
-	switch {
-	case g.On == "":
-		question = `SELECT has_schema_privilege(` + p.schemaLiteral() + `, '` + g.Privilege + `')`
-	case g.On == tokens:
-		question = `SELECT COALESCE(has_sequence_privilege((` + object + `), '` + g.Privilege + `'), false)`
-	case g.Column != "":
-		question = `SELECT COALESCE(has_any_column_privilege((` + object + `), '` + g.Privilege + `'), false)`
-	}
-	err = tx.QueryRowContext(ctx, question).Scan(&has)
-	return has, err
+// has reports whether the role has some grants.
+func (p *Postgres) has(ctx context.Context, tx *sql.Tx, all grants.List) (has bool, err error) {
+	missing, err := all.Lacking(ctx, tx, p.Schema)
+	return len(missing) == 0, err
 }
 
 // lookAtMigrator looks at whether the role can alter what is there.
@@ -187,7 +163,7 @@ FROM pg_namespace WHERE nspname = `+p.schemaLiteral()).Scan(&owner, &member, &cr
 		return err
 	}
 	if !member || !create {
-		p.fail("grants", fmt.Sprintf("role %q is not the owner of schema %s, which is %q", p.who, named(p.Schema), owner), "a migration alters tables, which only their owner may",
+		p.fail("grants", fmt.Sprintf("role %q is not the owner of schema %s, which is %q", p.who, grants.Named(p.Schema), owner), "a migration alters tables, which only their owner may",
 			"migrate as "+pq.QuoteIdentifier(owner)+", or GRANT "+pq.QuoteIdentifier(owner)+" TO "+pq.QuoteIdentifier(p.who)+";")
 		return nil
 	}

@@ -68,7 +68,7 @@ const secret = "hunter2"
 // asRole makes a role with the grants of another and returns the database's URL for it.
 func asRole(t *testing.T, database *testcontainers.Database, name string, role doctor.Role) string {
 	t.Helper()
-	execute(t, database.DB, fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'; %s", name, secret, doctor.SQL(role.Grants(6), "", name)))
+	execute(t, database.DB, fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'; %s", name, secret, role.Grants(6).SQL("", name)))
 	u, err := url.Parse(database.URL)
 	must(t, err)
 	u.User = url.UserPassword(name, secret)
