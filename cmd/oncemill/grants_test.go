@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -81,6 +82,12 @@ func newGranted(t *testing.T, role doctor.Role, create func(testing.TB) string) 
 	return g
 }
 
+// statements give the role a grant, and take it away.
+func (g *granted) statements(grant grants.Grant) (give, take string) {
+	give = strings.TrimSuffix((grants.List{grant}).SQL("", g.role), ";")
+	return give, strings.Replace(strings.Replace(give, "GRANT", "REVOKE", 1), " TO ", " FROM ", 1)
+}
+
 func (g *granted) key() string { return fmt.Sprint("k", g.n.Add(1)) }
 
 // works are what each role does. They can be repeated, and fail soon.
@@ -106,8 +113,7 @@ func TestEachRoleDoesItsWorkWithItsGrantsAndNotWithLess(t *testing.T) {
 				t.Fatalf("with all of its grants: %v", err)
 			}
 			for _, grant := range role.Grants(6) {
-				give := strings.TrimSuffix((grants.List{grant}).SQL("", g.role), ";")
-				take := strings.Replace(strings.Replace(give, "GRANT", "REVOKE", 1), " TO ", " FROM ", 1)
+				give, take := g.statements(grant)
 				if _, err := g.admin.Exec(take); err != nil {
 					t.Fatalf("%s: %v", take, err)
 				}
@@ -215,7 +221,6 @@ func (g *granted) work() error {
 		return outbox.InTx(tx).Publish("receipts", message.NewMessage(watermill.NewUUID(), nil))
 	}
 	return all(
-		func() error { return inbox.Check(ctx) },
 		func() error {
 			return consumer.OnceWith(ctx, g.key(), oncemill.ClaimOptions{Origin: time.Now().Add(-time.Hour)}, publish)
 		},
@@ -229,6 +234,7 @@ func (g *granted) work() error {
 		},
 		func() error { _, err := inbox.Purge(ctx); return err },
 		g.exec(`INSERT INTO oncemill.scheduled (topic, deliver_after) VALUES ('reminders', now() + interval '1 hour')`),
+		func() error { return inbox.Check(ctx) }, // last: what it asks for is used before
 	)
 }
 
@@ -250,7 +256,6 @@ func (g *granted) effects() error {
 	parked := &oncemill.ParkedMessage{Topic: "mails", UUID: "u"}
 	doubtful := g.key()
 	return all(
-		func() error { return inbox.Check(ctx) },
 		claim(consumer, g.key(), oncemill.ClaimOptions{Origin: time.Now().Add(-time.Hour)}, func(c *oncemill.Claim) error {
 			return errors.Join(c.Extend(ctx, time.Minute), c.Settle(ctx, []byte("sent"), func(_ context.Context, tx oncemill.Tx) error {
 				return outbox.InTx(tx).Publish("receipts", message.NewMessage(watermill.NewUUID(), nil))
@@ -273,6 +278,7 @@ func (g *granted) effects() error {
 		},
 		func() error { _, err := inbox.Purge(ctx); return err },
 		g.exec(`INSERT INTO oncemill.scheduled (topic, deliver_after) VALUES ('reminders', now() + interval '1 hour')`),
+		func() error { return inbox.Check(ctx) }, // last: what it asks for is used before
 	)
 }
 
@@ -296,51 +302,84 @@ func (g *granted) resolve(consumer *oncemill.Consumer) error {
 	return errors.New("not resolved in time")
 }
 
+// relay publishes, moves a scheduled message, keeps both and forgets them.
 func (g *granted) relay() error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if _, err := g.admin.Exec(`INSERT INTO oncemill.outbox (topic, ordering_key) VALUES ('orders', 'k'), ('orders', NULL)`); err != nil {
+	log := new(lockedBuffer)
+	stop, ended := g.startRelay(log)
+	err := g.relayed(log, ended)
+	return errors.Join(err, stop())
+}
+
+// startRelay starts a relay that does all that relays do. ended has the error of a Run that
+// has ended by itself.
+func (g *granted) startRelay(log *lockedBuffer) (stop func() error, ended <-chan error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	broker := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
+	relay := &outbox.Relay{
+		DB: g.db, Sink: outbox.PublisherSink{Publisher: broker}, ListenURL: g.url, PollInterval: 10 * time.Millisecond,
+		Keep: time.Millisecond, Logger: slog.New(slog.NewTextHandler(log, nil)),
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer close(done)
+		done <- relay.Run(ctx)
+	}()
+	return func() error {
+		cancel()
+		err := <-done
+		return errors.Join(err, broker.Close())
+	}, done
+}
+
+// relayed writes messages, and waits until the relay has done all there is to be done for
+// them, or complains.
+func (g *granted) relayed(log *lockedBuffer, ended <-chan error) error {
+	if _, err := g.admin.Exec(`
+		INSERT INTO oncemill.outbox (topic, ordering_key) VALUES ('orders', 'k'), ('orders', NULL);
+		INSERT INTO oncemill.scheduled (topic, deliver_after) VALUES ('orders', now())`); err != nil {
 		return err
 	}
-	broker := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
-	defer broker.Close()
-	relay := &outbox.Relay{DB: g.db, Sink: outbox.PublisherSink{Publisher: broker}, ListenURL: g.url, PollInterval: 10 * time.Millisecond}
-	ended := make(chan error, 1)
-	go func() { ended <- relay.Run(ctx) }()
 	for left := 1; left > 0; time.Sleep(5 * time.Millisecond) {
 		select {
 		case err := <-ended:
 			return err
 		default:
 		}
-		if err := g.admin.QueryRow(`SELECT count(*) FROM oncemill.outbox`).Scan(&left); err != nil {
+		if text := log.String(); isDenied(errors.New(text)) {
+			return errors.New(text)
+		}
+		if err := g.admin.QueryRow(`
+			SELECT (SELECT count(*) FROM oncemill.outbox) + (SELECT count(*) FROM oncemill.scheduled) + (SELECT count(*) FROM oncemill.published)`).Scan(&left); err != nil {
 			return err
 		}
 	}
-	cancel()
-	return errors.Join(<-ended, g.moveScheduled(), g.keepPublished())
+	return nil
 }
 
-// moveScheduled is how a relay takes what is due.
-func (g *granted) moveScheduled() error {
-	return g.exec(`
-WITH due AS (
-	DELETE FROM oncemill.scheduled WHERE id = ANY (ARRAY(
-		SELECT id FROM oncemill.scheduled WHERE deliver_after <= now() ORDER BY deliver_after, id LIMIT 100 FOR UPDATE SKIP LOCKED))
-	RETURNING dedup_id, topic, uuid, metadata, ordering_key, payload
-)
-INSERT INTO oncemill.outbox (dedup_id, topic, uuid, metadata, ordering_key, payload)
-SELECT dedup_id, topic, uuid, metadata, ordering_key, payload FROM due`)()
-}
-
-// keepPublished is how a relay keeps what it has published, and forgets it later.
-func (g *granted) keepPublished() error {
-	return all(
-		g.exec(`INSERT INTO oncemill.published (id, dedup_id, topic, uuid, metadata, created_at) VALUES (1, gen_random_uuid(), 'orders', 'u', '{}', now())`),
-		g.exec(`
-DELETE FROM oncemill.published WHERE ctid = ANY (ARRAY(
-	SELECT ctid FROM oncemill.published WHERE published_at < now() ORDER BY published_at LIMIT 100 FOR UPDATE SKIP LOCKED))`),
-	)
+// A relay that runs comes to what it may not do: it is not only what it asks for at start.
+func TestARunningRelayUsesEachOfItsGrants(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	g := newGranted(t, doctor.Relay, testenv.PostgresURL)
+	for _, grant := range doctor.Relay.Grants(6) {
+		if grant.On == "" || grant.On == "schema_version" {
+			continue
+		}
+		log := new(lockedBuffer)
+		stop, ended := g.startRelay(log)
+		if err := g.relayed(log, ended); err != nil {
+			t.Fatalf("with all of its grants: %v", err)
+		}
+		give, take := g.statements(grant)
+		_, err := g.admin.Exec(take)
+		must(t, err)
+		if err := g.relayed(log, ended); err == nil || !strings.Contains(err.Error(), "permission denied for table "+grant.On) {
+			t.Errorf("%s: it says %v", take, err)
+		}
+		must(t, stop())
+		_, err = g.admin.Exec(give)
+		must(t, err)
+	}
 }
 
 func (g *granted) guard() error {
@@ -439,6 +478,17 @@ func (g *granted) operate() error {
 			return err
 		}
 	}
+	if _, err := g.admin.Exec(`
+		INSERT INTO oncemill.claims (consumer, key, settled_at) VALUES ('payments', $1, now() - interval '2 hours')`, g.key()); err != nil {
+		return err
+	}
+	if _, err := g.admin.Exec(`
+		INSERT INTO oncemill.handler_errors (consumer, key, last_error, last_at) VALUES ('payments', gen_random_uuid()::text, 'broken', now() - interval '2 hours');
+		INSERT INTO oncemill.outbox (topic, parked_at) VALUES ('retried', now()), ('dropped', now());
+		INSERT INTO oncemill.scheduled (topic, uuid, deliver_after) VALUES ('reminders', 'cancelled', now() + interval '1 hour');
+		INSERT INTO oncemill.published (id, dedup_id, topic, uuid, metadata, created_at) VALUES (1, gen_random_uuid(), 'orders', 'u', '{}', now())`); err != nil {
+		return err
+	}
 	command := func(args ...string) func() error {
 		return func() error {
 			if code, _, stderr := call(g.t, map[string]string{"ONCEMILL_DATABASE_URL": g.url}, args...); code != 0 {
@@ -451,9 +501,11 @@ func (g *granted) operate() error {
 		command("claims", "--in-doubt"), command("claims", "--blocked"), command("claims", "events", "payments", happened),
 		command("claims", "resolve", "--happened", "--note", "n", "payments", happened),
 		command("claims", "resolve", "--not-happened", "--note", "n", "payments", not),
-		g.exec(`UPDATE oncemill.outbox SET parked_at = NULL, not_before = NULL, attempts = 0, dedup_id = gen_random_uuid() WHERE id = 0`),
-		g.exec(`DELETE FROM oncemill.outbox WHERE id = 0`),
-		g.exec(`INSERT INTO oncemill.outbox (topic, payload) SELECT topic, payload FROM oncemill.published`),
+		command("claims", "list"), command("claims", "show", "payments", happened),
+		command("claims", "purge", "--consumer", "payments", "--older-than", "1h", "--below-retention", "--yes"),
+		command("outbox"), command("outbox", "list"), command("outbox", "list", "--scheduled"),
+		command("outbox", "retry", "--topic", "retried"), command("outbox", "drop", "--topic", "dropped", "--yes"),
+		command("outbox", "cancel", "--uuid", "cancelled"), command("outbox", "replay", "--since", "1h"),
 	)
 }
 
