@@ -78,7 +78,7 @@ SELECT id, attempts, topic, COALESCE(last_error, '') FROM `+p.table("outbox")+` 
 	}
 	p.warn("deferred", fmt.Sprintf("%s deferred after failures; the oldest is %d to topic %q, after %s: %s",
 		counted(n, mostCounted, "message is", "messages are"), id, topic, counted(int64(attempts), 0, "attempt", "attempts"), text),
-		"the relay tries each again, at last once a minute; those behind it with the same ordering key wait", "do what the error says: most often the stream or topic is missing, or the user may not publish to it")
+		"the relay tries each again, at last once a minute; those behind it with the same ordering key wait", "do what the error says: most often the stream or topic is missing, or the user may not publish to it; `"+p.command("outbox retry --deferred --all")+"` does not wait for the next attempt")
 	return nil
 }
 
@@ -99,7 +99,7 @@ func (p *Postgres) lookAtParkedRows(ctx context.Context, tx *sql.Tx) error {
 	}
 	p.warn("parked rows", fmt.Sprintf("%s given up; the oldest is %d to topic %q: %s", counted(n, mostCounted, "message in the outbox is", "messages in the outbox are"), id, topic, text),
 		"the broker will not take them as they are, and the relay does not try them again; those behind them with the same ordering key wait",
-		fmt.Sprintf("remove the cause, then have it sent: UPDATE %s SET parked_at = NULL, not_before = NULL, attempts = 0, dedup_id = gen_random_uuid() WHERE id = %d; or delete it", p.table("outbox"), id))
+		fmt.Sprintf("`%s` shows all; remove the cause, then have it sent with `%s --id %d`, or delete it with `%s --id %d --yes`", p.command("outbox list"), p.command("outbox retry"), id, p.command("outbox drop"), id))
 	return nil
 }
 
@@ -145,7 +145,7 @@ FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_p
 		p.skip("relay", fmt.Sprintf("whether a relay listens is not to be seen: %s of other roles", counted(int64(hidden), 0, "session is", "sessions are")), "GRANT pg_read_all_stats TO "+pq.QuoteIdentifier(p.who))
 	default:
 		p.warn("relay", "no relay listens for new messages", "without a relay what is published stays in the outbox. One that connects through a pooler in transaction mode, or has no ListenURL, cannot listen: it only looks now and then",
-			"run `oncemill relay` beside the workers, or outbox.Relay within them, with a connection that leads to Postgres itself")
+			"run `oncemill relay` beside the workers, or outbox.Relay within them, with a connection that leads to Postgres itself, or one for LISTEN alone (--listen-url, Relay.ListenURL)")
 	}
 	return nil
 }

@@ -80,9 +80,10 @@ func (p *Postgres) transactionPooler(ctx context.Context, first, second *pgconn.
 		p.stop = true
 		return nil
 	}
+	p.pooled = true
 	p.warn("pooler", "one such as PgBouncer is between, and gives connections a session for each transaction (transaction mode)",
 		"LISTEN does not reach through it: a relay finds new messages only when it looks, every --poll-interval",
-		"let the relay connect to Postgres itself; workers and guards may stay behind the pooler")
+		"give the relay a connection to Postgres itself for it: oncemill relay --listen-url, or Relay.ListenURL; all else may stay behind the pooler")
 	switch {
 	case err != nil:
 		p.skip("prepared statements", "whether the pooler keeps them could not be found out: "+p.redacted(err), "PgBouncer: version 1.21 or newer, and max_prepared_statements above 0")

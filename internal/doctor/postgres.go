@@ -36,6 +36,7 @@ type Postgres struct {
 	line    *hangUp
 	who     string
 	stop    bool // nothing else can be looked at
+	pooled  bool // a pooler in transaction mode is between
 	told    bool // what the role lacks to look at everything
 	brief   Briefing
 	findings

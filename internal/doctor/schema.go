@@ -51,7 +51,12 @@ func (p *Postgres) lookAtSchema(ctx context.Context, tx *sql.Tx) error {
 }
 
 func (p *Postgres) migrateCommand() string {
-	command := "oncemill migrate"
+	return p.command("migrate")
+}
+
+// command is one of the program's, for this schema.
+func (p *Postgres) command(name string) string {
+	command := "oncemill " + name
 	if grants.Named(p.Schema) != schema.Default {
 		command += " --schema '" + p.Schema + "'"
 	}

@@ -227,13 +227,20 @@ func (p *Postgres) lookAtTimeouts(ctx context.Context, tx *sql.Tx) error {
 
 // lookAtParameters looks at the connection string.
 func (p *Postgres) lookAtParameters(context.Context, *sql.Tx) error {
-	if p.config.BinaryParameters {
+	switch on := p.config.BinaryParameters; {
+	case p.pooled && !on:
+		p.warn("parameters", "binary_parameters is not in the connection string, and a pooler in transaction mode is between",
+			"lib/pq sends a query and its arguments in two parts then, which can come to two sessions: statements fail now and then with \"unnamed prepared statement does not exist\"",
+			"add binary_parameters=yes for the program oncemill, and for others with lib/pq; pgx needs nothing. A handler that uses lib/pq has to hand json and jsonb columns strings then, not []byte")
+	case p.pooled:
+		p.ok("parameters", "binary_parameters is on, as lib/pq needs it behind a pooler in transaction mode")
+	case on:
 		p.warn("parameters", "binary_parameters is on in the connection string",
 			"lib/pq then sends []byte in binary: a handler that hands one to a json or jsonb column fails with \"unsupported jsonb version number\", and so ends in a dead letter",
 			"leave binary_parameters out, or hand such columns strings; Oncemill's own statements work either way")
-		return nil
+	default:
+		p.ok("parameters", "nothing in the connection string changes how arguments are sent")
 	}
-	p.ok("parameters", "nothing in the connection string changes how arguments are sent")
 	return nil
 }
 

@@ -26,7 +26,7 @@ func TestMessagesThatWaitAreNamed(t *testing.T) {
 
 	d.exec(`UPDATE oncemill.outbox SET parked_at = now(), last_error = 'too large' WHERE id = 2`)
 	r = d.look("")
-	r.want(doctor.Warn, "parked rows", "1 message in the outbox is given up", "too large", "WHERE id = 2")
+	r.want(doctor.Warn, "parked rows", "1 message in the outbox is given up", "too large", "oncemill outbox list", "oncemill outbox retry --id 2", "oncemill outbox drop --id 2 --yes")
 	r.want(doctor.OK, "backlog")
 }
 

@@ -28,7 +28,7 @@ func TestPgBouncerIsFound(t *testing.T) {
 		words []string
 	}{
 		"session":     {doctor.OK, "pooler", []string{"session mode"}},
-		"transaction": {doctor.Warn, "pooler", []string{"transaction mode", "LISTEN", "--poll-interval"}},
+		"transaction": {doctor.Warn, "pooler", []string{"transaction mode", "LISTEN", "--poll-interval", "oncemill relay --listen-url"}},
 		"statement":   {doctor.Fail, "pooler", []string{"statement mode", "pool_mode"}},
 	} {
 		t.Run(mode, func(t *testing.T) {
@@ -38,6 +38,11 @@ func TestPgBouncerIsFound(t *testing.T) {
 				want(t, found, doctor.Skip, "the rest")
 				return
 			}
+			if mode == "transaction" {
+				want(t, found, doctor.Warn, "parameters", "is not in the connection string", "add binary_parameters=yes", "pgx needs nothing")
+				found = look(t, doctor.Postgres{URL: behind(t, path, database.URL, mode, "") + "&binary_parameters=yes"})
+			}
+			want(t, found, doctor.OK, "parameters")
 			want(t, found, doctor.OK, "schema")
 			want(t, found, doctor.OK, "vacuum")
 		})
