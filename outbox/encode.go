@@ -5,6 +5,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/oncemill/oncemill/internal/duetime"
 	"github.com/oncemill/oncemill/internal/metadata"
 )
 
@@ -12,10 +13,10 @@ import (
 type encodedRow struct {
 	topic       string
 	uuid        string
-	metadata    string   // JSON
-	orderingKey []byte   // nil: NULL
-	payload     []byte   // nil: NULL
-	due         *dueTime // nil: it is to be sent at once
+	metadata    string        // JSON
+	orderingKey []byte        // nil: NULL
+	payload     []byte        // nil: NULL
+	due         *duetime.Time // nil: it is to be sent at once
 }
 
 func (r encodedRow) size() int {

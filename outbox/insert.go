@@ -3,9 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
-	"strconv"
 	"sync"
-	"time"
 
 	"github.com/oncemill/oncemill/internal/pgarray"
 	"github.com/oncemill/oncemill/internal/txn"
@@ -68,7 +66,9 @@ func (w *rowWriter) add(rows []encodedRow) {
 		}
 		c := chunkFor(into, row.size())
 		if row.due != nil {
-			c.addDue(row.due)
+			at, wait := row.due.Texts()
+			c.at.Add(at)
+			c.wait.Add(wait)
 		}
 		c.rows++
 		c.size += row.size()
@@ -78,18 +78,6 @@ func (w *rowWriter) add(rows []encodedRow) {
 		c.orderKey.AddBytes(row.orderingKey)
 		c.payload.AddBytes(row.payload)
 	}
-}
-
-// addDue adds when a row is to be sent.
-func (c *rowChunk) addDue(due *dueTime) {
-	var at, wait sql.NullString
-	if due.at.IsZero() {
-		wait = sql.NullString{String: strconv.FormatInt(due.wait.Microseconds(), 10), Valid: true}
-	} else {
-		at = sql.NullString{String: due.at.Format(time.RFC3339Nano), Valid: true}
-	}
-	c.at.Add(at)
-	c.wait.Add(wait)
 }
 
 // chunkFor returns the one of some chunks that the next row belongs to.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/oncemill/oncemill/internal/duetime"
 	"github.com/oncemill/oncemill/schema"
 )
 
@@ -43,34 +44,19 @@ func setDueTime(msg *message.Message, value string) {
 	msg.Metadata.Set(DeliverAfterMetadata, value)
 }
 
-// A dueTime is when a scheduled message is to be sent: at a time or, if that is the zero
-// one, a while after the begin of its transaction.
-type dueTime struct {
-	at   time.Time
-	wait time.Duration
-}
-
 // readDueTime reads the value of DeliverAfterMetadata.
-func readDueTime(value string) (*dueTime, error) {
-	if wait, err := time.ParseDuration(value); err == nil {
-		return &dueTime{wait: wait}, nil
+func readDueTime(value string) (*duetime.Time, error) {
+	due, err := duetime.Read(value)
+	if err != nil {
+		return nil, fmt.Errorf("%w: metadata %s is %q: %w", ErrInvalid, DeliverAfterMetadata, value, err)
 	}
-	at, err := time.Parse(time.RFC3339, value)
-	if err == nil {
-		// Postgres would round it, perhaps to before the time.
-		at = at.UTC().Add(time.Microsecond - time.Nanosecond).Truncate(time.Microsecond)
-	}
-	if err != nil || at.Year() < 1 || at.Year() > 9999 || at.IsZero() {
-		return nil, fmt.Errorf("%w: metadata %s is %q: want a time of the years 1 to 9999, as in 2026-12-24T18:00:00Z, or how long to wait, as in 90s or 24h (use outbox.DeliverAt or outbox.DeliverIn)",
-			ErrInvalid, DeliverAfterMetadata, value)
-	}
-	return &dueTime{at: at}, nil
+	return due, nil
 }
 
 // scheduleSQL writes rows that are to be sent later.
-const scheduleSQL = `.scheduled (topic, uuid, metadata, ordering_key, payload, deliver_after)
+var scheduleSQL = `.scheduled (topic, uuid, metadata, ordering_key, payload, deliver_after)
 SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea,
-	coalesce(at::timestamptz, now() + make_interval(secs => microseconds::double precision / 1000000))
+	` + duetime.SQL("at", "microseconds") + `
 FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::text::text[]), (SELECT $4::text::text[]), (SELECT $5::text::text[]),
 	(SELECT $6::text::text[]), (SELECT $7::text::text[])) AS new (topic, uuid, metadata, ordering_key, payload, at, microseconds)`
 

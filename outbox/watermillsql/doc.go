@@ -18,6 +18,8 @@
 //	two drains, or a forwarder beside    one at a time has the row; each message has one of them
 //	a message is committed late          it is moved after the transactions that began before
 //	                                     its own have ended, as a subscriber would have it
+//	a message is to be sent later        it goes to the table scheduled; a wait such as 24h
+//	  (outbox.DeliverAfterMetadata)      counts from the move. Schema version 6
 //	a message is not an envelope         Drain stops before it, or parks it (Drain.Park)
 //	forwarder dies after publishing,     the message is sent once more: by the next forwarder,
 //	  before it has moved the row        or by a drain. Its UUID is the same

@@ -262,18 +262,43 @@ func TestDrainMovesMessagesWithoutEnvelopes(t *testing.T) {
 	d := o.drain("g")
 	d.Plain, d.Park = true, true
 	o.moved(d, 1)
-	later := message.NewMessage("later", []byte("{}"))
-	later.Metadata.Set("oncemill-deliver-after", "24h")
-	must(t, o.plain(db).Publish(topic, later))
-	if done, err := d.Run(within(t)); err != nil || done.Parked != 1 {
-		t.Errorf("%+v: %v", done, err)
-	}
-	exec(t, db, `DELETE FROM oncemill.outbox WHERE parked_at IS NOT NULL AND metadata ->> 'watermill-metadata' = '{"oncemill-deliver-after":"24h"}'`)
 	tx, err := db.Begin()
 	must(t, err)
 	must(t, outbox.InTx(tx).Publish("want", msg))
 	must(t, tx.Commit())
 	same(t, "outbox", rows(t, db, storedSQL, topic), rows(t, db, storedSQL, "want"))
+}
+
+// What is to be sent later goes where it would have gone, and what is parked is kept whole.
+func TestDrainSchedulesWhatIsToBeSentLater(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	db := testenv.DB(t)
+	o := newOld(t, db)
+	o.subscribed("g")
+	d := o.drain("g")
+	d.Park = true
+	publish := func(publisher message.Publisher, topic, uuid, value string) {
+		t.Helper()
+		msg := message.NewMessage(uuid, []byte("{}"))
+		msg.Metadata.Set(outbox.DeliverAfterMetadata, value)
+		must(t, publisher.Publish(topic, msg))
+	}
+	o.publish("a", 2)
+	publish(o.wrapped(db), "orders", "later", "24h")
+	publish(o.wrapped(db), "orders", "never", "soon")
+	publish(o.plain(db), topic, "no-envelope", "24h")
+	o.publish("b", 1)
+	if done, err := d.Run(within(t)); err != nil || done.Moved != 6 || done.Parked != 2 {
+		t.Fatalf("%+v: %v", done, err)
+	}
+	same(t, "scheduled", rows(t, db, `SELECT concat_ws('|', topic, uuid, metadata, deliver_after BETWEEN now() + interval '23 h' AND now() + interval '24 h') FROM oncemill.scheduled`),
+		[]string{"orders|later|{}|t"})
+	if n := value[int](t, db, `SELECT count(*) FROM oncemill.outbox WHERE parked_at IS NULL`); n != 3 {
+		t.Errorf("%d messages are on their way, want 3", n)
+	}
+	same(t, "parked", rows(t, db, `SELECT concat_ws('|', metadata, last_error LIKE '%oncemill-deliver-after is "soon": want a time%') FROM oncemill.outbox WHERE parked_at IS NOT NULL ORDER BY id`),
+		[]string{`{}|t`, `{"watermill-metadata": "{\"oncemill-deliver-after\":\"24h\"}"}|f`})
 }
 
 func TestDrainsBesideEachOtherMoveEachMessageOnce(t *testing.T) {
@@ -426,6 +451,13 @@ func TestSchemaAndDrainRunOnTheOldestSchema(t *testing.T) {
 	p, err := sql.NewPublisher(db, sql.PublisherConfig{SchemaAdapter: watermillsql.Schema{}, AutoInitializeSchema: true}, watermill.NopLogger{})
 	must(t, err)
 	must(t, p.Publish("t", message.NewMessage("u", nil)))
+
+	later := message.NewMessage("later", nil)
+	outbox.DeliverIn(later, time.Hour)
+	must(t, o.wrapped(db).Publish("t", later))
+	if _, err := o.drain("g").Run(within(t)); !errors.Is(err, watermillsql.ErrSchema) || !strings.Contains(err.Error(), "from schema version 6 on (run `oncemill migrate`)") {
+		t.Errorf("a message that is to be sent later: %v", err)
+	}
 }
 
 func TestDrainTakesTablesWithNamesOfTheirOwn(t *testing.T) {

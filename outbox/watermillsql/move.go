@@ -141,14 +141,15 @@ func (m stored) message() (*message.Message, error) {
 // an entry.
 func (w *work) parkedRow(m stored, why error) row {
 	msg, err := m.message()
+	var r row
 	if err == nil {
-		_, err = encode(w.Topic, msg)
+		r, err = encode(w.Topic, msg)
 	}
-	if err != nil {
+	if err != nil || r.due != nil { // what is parked is not scheduled
 		msg = message.NewMessage(m.uuid, m.payload)
 		msg.Metadata.Set("watermill-metadata", string(m.metadata))
 	}
-	r, err := encode(w.Topic, msg)
+	r, err = encode(w.Topic, msg)
 	if err != nil { // not possible: topic and uuid are text, since Postgres had them
 		panic(err)
 	}
@@ -156,11 +157,20 @@ func (w *work) parkedRow(m stored, why error) row {
 	return r
 }
 
+// withoutScheduled says what helps where there is no table of scheduled messages.
+func withoutScheduled(err error) error {
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) && state.SQLState() == "42P01" {
+		return fmt.Errorf("%w: %w: messages can be scheduled from schema version 6 on (run `oncemill migrate`)", ErrSchema, err)
+	}
+	return err
+}
+
 // write writes rows to the outbox and moves the group on.
 func (w *work) write(ctx context.Context, tx *sql.Tx, rows []row, last Position) error {
-	query, args := drainQuery(w.Schema, rows)
+	query, args := insertQuery(w.Schema, rows)
 	if _, err := tx.ExecContext(ctx, query, args...); err != nil {
-		return fmt.Errorf("write to %s: %w", w.outbox(), err)
+		return fmt.Errorf("write to %s: %w", w.outbox(), withoutScheduled(err))
 	}
 	result, err := tx.ExecContext(ctx, `
 UPDATE `+w.offsets+` SET offset_acked = $1, last_processed_transaction_id = $2::text::xid8 WHERE consumer_group = $3`,

@@ -5,6 +5,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/oncemill/oncemill/internal/duetime"
 	"github.com/oncemill/oncemill/internal/metadata"
 	"github.com/oncemill/oncemill/internal/pgarray"
 	"github.com/oncemill/oncemill/outbox"
@@ -13,11 +14,7 @@ import (
 
 var errInvalid = outbox.ErrInvalid
 
-// deliverAfter is the metadata entry of messages that are to be sent later. They are not
-// for the table outbox.
-const deliverAfter = "oncemill-deliver-after"
-
-// A row is a message as the columns of the outbox take it.
+// A row is a message as the columns of the outbox take it, or those of the table scheduled.
 type row struct {
 	topic       string
 	uuid        string
@@ -25,6 +22,8 @@ type row struct {
 	orderingKey []byte // nil: NULL
 	payload     []byte // nil: NULL
 	parked      string // why it is parked, "" if it is not
+
+	due *duetime.Time // nil: it is to be sent at once
 }
 
 func encode(topic string, msg *message.Message) (row, error) {
@@ -36,10 +35,7 @@ func encode(topic string, msg *message.Message) (row, error) {
 	case !metadata.IsText(msg.UUID):
 		return row{}, fmt.Errorf("%w: the UUID %q contains NUL or is not UTF-8 (encode it, in hexadecimal for one)", errInvalid, msg.UUID)
 	}
-	if value, ok := msg.Metadata[deliverAfter]; ok {
-		return row{}, fmt.Errorf("%w: metadata %s is %q: messages that are to be sent later cannot come this way (publish them with outbox.InTx, or remove the entry)", errInvalid, deliverAfter, value)
-	}
-	text, err := metadata.Encode(msg.Metadata, outbox.OrderingKeyMetadata)
+	text, err := metadata.Encode(msg.Metadata, outbox.OrderingKeyMetadata, outbox.DeliverAfterMetadata)
 	if err != nil {
 		return row{}, fmt.Errorf("%w: metadata: %w", errInvalid, err)
 	}
@@ -47,37 +43,61 @@ func encode(topic string, msg *message.Message) (row, error) {
 	if key, ok := msg.Metadata[outbox.OrderingKeyMetadata]; ok {
 		r.orderingKey = []byte(key) // not nil, even if it is empty
 	}
+	if value, ok := msg.Metadata[outbox.DeliverAfterMetadata]; ok {
+		if r.due, err = duetime.Read(value); err != nil {
+			return row{}, fmt.Errorf("%w: metadata %s is %q: %w", errInvalid, outbox.DeliverAfterMetadata, value, err)
+		}
+	}
 	return r, nil
 }
 
 // insertQuery returns the one statement that writes rows in their order. unnest returns
-// them so, and so the ids are given.
+// them so, and so the ids are given. Rows that are to be sent later go to the table
+// scheduled. Where there are none, the statement does without the table, which is not there
+// before schema version 6.
 func insertQuery(schemaName string, rows []row) (query string, args []any) {
-	var topic, uuid, meta, key, payload pgarray.Array
+	var topic, uuid, meta, key, payload, parked, at, wait pgarray.Array
+	plain, later := true, false
 	for _, r := range rows {
 		topic.AddText(r.topic)
 		uuid.AddText(r.uuid)
 		meta.AddText(r.metadata)
 		key.AddBytes(r.orderingKey)
 		payload.AddBytes(r.payload)
+		parked.AddText(r.parked)
+		dueAt, dueIn := r.due.Texts()
+		at.Add(dueAt)
+		wait.Add(dueIn)
+		plain, later = plain && r.parked == "" && r.due == nil, later || r.due != nil
 	}
-	return `INSERT INTO ` + schema.Quote(schemaName) + `.outbox (topic, uuid, metadata, ordering_key, payload)
-SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea
-FROM unnest($1::text::text[], $2::text::text[], $3::text::text[], $4::text::text[], $5::text::text[])
-	AS new (topic, uuid, metadata, ordering_key, payload)`,
-		[]any{topic.String(), uuid.String(), meta.String(), key.String(), payload.String()}
+	args = []any{topic.String(), uuid.String(), meta.String(), key.String(), payload.String()}
+	if plain {
+		return `INSERT INTO ` + schema.Quote(schemaName) + plainSQL, args
+	}
+	query = newSQL
+	if later {
+		query += `, later AS (INSERT INTO ` + schema.Quote(schemaName) + laterSQL + `)`
+	}
+	return query + ` INSERT INTO ` + schema.Quote(schemaName) + nowSQL, append(args, parked.String(), at.String(), wait.String())
 }
 
-// drainQuery is insertQuery for rows of which some are parked.
-func drainQuery(schemaName string, rows []row) (query string, args []any) {
-	var parked pgarray.Array
-	for _, r := range rows {
-		parked.AddText(r.parked)
-	}
-	_, args = insertQuery(schemaName, rows)
-	return `INSERT INTO ` + schema.Quote(schemaName) + `.outbox (topic, uuid, metadata, ordering_key, payload, attempts, parked_at, last_error)
+// plainSQL writes rows of which none is parked or to be sent later. newSQL has others, of
+// which laterSQL writes those that are to be sent later, and nowSQL the rest.
+const plainSQL = `.outbox (topic, uuid, metadata, ordering_key, payload)
+SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea
+FROM unnest($1::text::text[], $2::text::text[], $3::text::text[], $4::text::text[], $5::text::text[])
+	AS new (topic, uuid, metadata, ordering_key, payload)`
+
+const newSQL = `WITH new AS MATERIALIZED (
+	SELECT * FROM unnest($1::text::text[], $2::text::text[], $3::text::text[], $4::text::text[], $5::text::text[], $6::text::text[], $7::text::text[], $8::text::text[])
+		AS new (topic, uuid, metadata, ordering_key, payload, parked, at, microseconds)
+)`
+
+var laterSQL = `.scheduled (topic, uuid, metadata, ordering_key, payload, deliver_after)
+SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea, ` + duetime.SQL("at", "microseconds") + `
+FROM new WHERE at IS NOT NULL OR microseconds IS NOT NULL`
+
+const nowSQL = `.outbox (topic, uuid, metadata, ordering_key, payload, attempts, parked_at, last_error)
 SELECT topic, uuid, metadata::jsonb, ordering_key::bytea, payload::bytea,
 	CASE WHEN parked <> '' THEN 1 ELSE 0 END, CASE WHEN parked <> '' THEN now() END, nullif(parked, '')
-FROM unnest($1::text::text[], $2::text::text[], $3::text::text[], $4::text::text[], $5::text::text[], $6::text::text[])
-	AS new (topic, uuid, metadata, ordering_key, payload, parked)`, append(args, parked.String())
-}
+FROM new WHERE at IS NULL AND microseconds IS NULL`

@@ -20,8 +20,9 @@ import (
 //
 // The zero value is ready to use. Messages are stored as outbox.Publisher stores them:
 // outbox.OrderingKeyMetadata becomes the row's ordering key, metadata may hold any bytes,
-// a nil payload is a tombstone. What is to be sent later is refused: that is for
-// outbox.InTx. Relays find the messages at their next poll.
+// a nil payload is a tombstone, and what has outbox.DeliverAfterMetadata goes to the table
+// scheduled, which is there from schema version 6 on. Relays find the messages at their
+// next poll.
 //
 // Its tables are made by `oncemill migrate`. With AutoInitializeSchema the Publisher
 // makes none but checks that they are there.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
@@ -72,6 +73,43 @@ func TestAWatermillSQLPublisherStoresWhatAnOutboxPublisherStores(t *testing.T) {
 	})
 }
 
+// A call may mix what is to be sent at once and later.
+func TestAWatermillSQLPublisherSchedulesWhatAnOutboxPublisherSchedules(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	const scheduledSQL = `SELECT concat_ws('|', uuid, metadata, coalesce(encode(ordering_key, 'hex'), 'NULL'), coalesce(encode(payload, 'hex'), 'NULL'), deliver_after)
+		FROM oncemill.scheduled WHERE topic = $1 ORDER BY id`
+	mixed := func() (all []*message.Message) {
+		for i, msg := range odd() {
+			all = append(all, msg)
+			in, at := msg.Copy(), msg.Copy()
+			outbox.DeliverIn(in, time.Duration(i)*time.Hour+time.Nanosecond)
+			outbox.DeliverAt(at, time.Date(2026, 12, 24, 18, 0, i, 1, time.UTC))
+			all = append(all, in, at)
+		}
+		return all
+	}
+	eachDriver(t, func(t *testing.T, db *stdsql.DB) {
+		tx, err := db.Begin() // waits count from its begin
+		must(t, err)
+		defer tx.Rollback()
+		must(t, outbox.InTx(tx).Publish("outbox", mixed()...))
+		must(t, publisher(t, tx, watermillsql.Schema{}).Publish("watermill-sql", mixed()...))
+		for _, msg := range mixed() {
+			must(t, publisher(t, tx, watermillsql.Schema{}).Publish("one-by-one", msg))
+		}
+		must(t, tx.Commit())
+		for query, n := range map[string]int{storedSQL: len(odd()), scheduledSQL: 2 * len(odd())} {
+			want := rows(t, db, query, "outbox")
+			if len(want) != n {
+				t.Fatalf("%d rows, want %d", len(want), n)
+			}
+			same(t, "rows of one call", rows(t, db, query, "watermill-sql"), want)
+			same(t, "rows of a call each", rows(t, db, query, "one-by-one"), want)
+		}
+	})
+}
+
 // With three arguments a message, watermill-sql's own schema ends at 21,845.
 func TestThousandsOfMessagesAreStoredInOrder(t *testing.T) {
 	t.Parallel()
@@ -108,7 +146,7 @@ func TestBadMessagesAreNamed(t *testing.T) {
 	t.Parallel()
 	p := watermillsql.Schema{ForwarderTopic: "events"}
 	later := message.NewMessage("u", nil)
-	later.Metadata.Set("oncemill-deliver-after", "24h")
+	later.Metadata.Set(outbox.DeliverAfterMetadata, "soon")
 	for what, test := range map[string]struct {
 		topic string
 		msg   *message.Message
@@ -118,7 +156,7 @@ func TestBadMessagesAreNamed(t *testing.T) {
 		"no topic":        {"", message.NewMessage("u", nil), "the topic is empty"},
 		"no UTF-8":        {"\xff", message.NewMessage("u", nil), "the topic"},
 		"NUL in the UUID": {"t", message.NewMessage("u\x00", nil), "the UUID"},
-		"sent later":      {"t", later, "oncemill-deliver-after"},
+		"sent later":      {"t", later, `oncemill-deliver-after is "soon": want a time`},
 		"no envelope":     {"events", message.NewMessage("u", []byte("x")), "forwarder.Publisher"},
 	} {
 		_, err := p.InsertQuery(test.topic, message.Messages{message.NewMessage("good", []byte(`{"destination_topic": "t"}`)), test.msg}[min(1, len(test.topic)):])
