@@ -25,23 +25,11 @@ const (
 )
 
 const (
-	// floorEvery is how often floors are raised, and floorRows after how many rows in any
-	// case, which costs two statements.
-	floorEvery = 100 * time.Millisecond
-	floorRows  = 2000
-
 	// mostLooked is how many rows of a partition are looked at to find those to publish.
 	mostLooked = 1000
 
 	// mostLeftOut is how many keys a statement leaves out at most.
 	mostLeftOut = 1000
-
-	// forgetFloors is how often partitions are looked at from the bottom, and forgetSlowly
-	// how often where rows wait or the last such look took longer than quickLook. Nothing
-	// should be there, unless somebody has set the ids back.
-	forgetFloors = 5 * time.Second
-	forgetSlowly = time.Minute
-	quickLook    = 50 * time.Millisecond
 )
 
 // An ordered is where rows with an ordering key come from. Each key belongs to one of 64
@@ -59,28 +47,26 @@ type ordered struct {
 	schema string
 	to     destination
 	all    [partitions]partition
-	held   []int    // the partitions of the last fetch
-	chosen []choice // its rows, in the order of their ids
-	most   int      // rows of the last fetch
-	limit  int      // rows that are looked at in each partition; more where few have many
-	again  bool     // there is more in one of them
 
-	busy   bool      // only half of the partitions are taken, to leave the rest to the next batch
-	met    bool      // there was a row with an ordering key
-	forgot time.Time // when floors were last forgotten
-	// forgetEvery is how long they are remembered.
-	forgetEvery time.Duration
-	raised      time.Time // when floors were last raised
-	took        time.Duration
+	// Of the last fetch:
+	held    []int    // its partitions
+	chosen  []choice // its rows, in the order of their ids
+	most    int      // how many were wanted
+	limit   int      // how many are looked at in each partition; more where few have many
+	busy    bool     // only half of the partitions are taken, to leave the rest to the next batch
+	again   bool     // there is more in one of them
+	shunted bool     // a deep key was left out
+	met     bool     // there was a row with an ordering key, ever
 
-	since     int           // rows that were chosen since floors were last raised
-	freed     time.Time     // when it was last seen which keys wait no more
-	freeing   time.Duration // how long that took
-	unchecked bool          // that was put off
-	shunted   bool          // a deep key was left out of the last fetch
-
-	horizon horizon
-	highest *highest
+	// Of the floors:
+	highest     *highest
+	horizon     horizon
+	since       int   // rows that were chosen since they were raised
+	raised      chore // when they were
+	freed       chore // when it was seen which keys wait no more
+	unchecked   bool  // that was put off
+	forgot      time.Time
+	forgetEvery time.Duration // how long they are remembered; 0: this is the first look after
 
 	// While a transaction that has written stays open for long, floors go on without it,
 	// as long as it is open still after each fetch: its rows were in none, then. firm is
@@ -114,19 +100,11 @@ func (o *ordered) forget(now time.Time) {
 	for p := range o.all {
 		o.all[p] = partition{floor: bottom, tail: bottom, waits: make(map[string]int64)}
 	}
-	o.forgot, o.raised, o.freed, o.forgetEvery = now, time.Time{}, time.Time{}, 0
+	o.forgot, o.raised, o.freed, o.forgetEvery = now, chore{}, chore{}, 0
 }
 
 // Floors never pass by a row that is there.
 func (o *ordered) putBack(int64) {}
-
-// pause returns in time to find out whether keys wait still, if that was put off.
-func (o *ordered) pause(poll time.Duration) time.Duration {
-	if o.unchecked {
-		return min(poll, time.Until(o.nextFree()))
-	}
-	return poll
-}
 
 func (o *ordered) inOrder() bool { return true }
 
@@ -259,15 +237,7 @@ func (o *ordered) stopped(f *fetched) map[string]int64 {
 // advance raises the floors of the held partitions now and then. more means that another
 // fetch should follow at once.
 func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, ended time.Time) (more bool, err error) {
-	if o.forgetEvery == 0 {
-		o.forgetEvery = forgetFloors
-		if ended.Sub(begun) > quickLook {
-			o.forgetEvery = forgetSlowly
-		}
-	}
-	if o.firm != nil || o.waiting() {
-		o.forgetEvery = forgetSlowly
-	}
+	o.remember(ended.Sub(begun))
 	f.more = f.read() > 0 && (len(o.chosen) >= o.limit || f.read() < f.locked || o.busy)
 	f.stopped = o.stopped(f)
 	o.adapt()
@@ -284,11 +254,6 @@ func (o *ordered) advance(ctx context.Context, tx *sql.Tx, f *fetched, begun, en
 	return more, err
 }
 
-// waiting reports whether there is a key that waits.
-func (o *ordered) waiting() bool {
-	return slices.ContainsFunc(o.all[:], func(p partition) bool { return len(p.waits) > 0 })
-}
-
 // adapt has the next fetch look at more rows of each partition where few of them have many.
 func (o *ordered) adapt() {
 	switch n := len(o.chosen); {
@@ -299,138 +264,6 @@ func (o *ordered) adapt() {
 	case n >= o.limit && n < o.most/2:
 		o.limit *= 2
 	}
-}
-
-// raise raises the floors of all partitions now and then: to the first row that there is,
-// but not beyond what may still be committed. It takes no lock to know that there are no
-// rows.
-func (o *ordered) raise(ctx context.Context, tx *sql.Tx, now time.Time) error {
-	o.since += len(o.chosen)
-	if !o.met || o.since < floorRows && now.Sub(o.raised) < max(floorEvery, 4*o.took) {
-		return nil
-	}
-	if o.horizon.safe == bottom {
-		if err := o.seeLast(ctx, tx); err != nil {
-			return err
-		}
-	}
-	safe := o.safe() // what is read now was committed after that was known
-	if err := o.findFirst(ctx, tx, safe); err != nil {
-		return err
-	}
-	writers, err := o.writers(ctx, tx)
-	if err != nil {
-		return err
-	}
-	o.look(writers)
-	o.raised, o.since = time.Now(), 0
-	o.took = o.raised.Sub(now)
-	return nil
-}
-
-// seeLast sees the largest id that there is, so that floors need not wait for all rows to
-// be looked at.
-func (o *ordered) seeLast(ctx context.Context, tx *sql.Tx) error {
-	return eachRow(ctx, tx, `SELECT id FROM `+o.table()+` ORDER BY id DESC LIMIT 1`, func(scan func(...any) error) error {
-		var id int64
-		err := scan(&id)
-		o.see(id)
-		return err
-	})
-}
-
-// free finds out which keys wait no more: the more of them there are the less often.
-func (o *ordered) free(ctx context.Context, tx *sql.Tx) (freed bool, err error) {
-	if o.unchecked = o.waiting(); !o.unchecked || time.Now().Before(o.nextFree()) {
-		return false, nil
-	}
-	now := time.Now()
-	var ids []string
-	for p := range o.all {
-		for _, id := range o.all[p].waits {
-			ids = append(ids, strconv.FormatInt(id, 10))
-		}
-	}
-	still := make(map[int64]bool, len(ids))
-	err = eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT id FROM %s
-		WHERE id = ANY ('{%s}'::bigint[]) AND (parked_at IS NOT NULL OR not_before > now())`, o.table(), strings.Join(ids, ",")), func(scan func(...any) error) error {
-		var id int64
-		err := scan(&id)
-		still[id] = true
-		return err
-	})
-	if err != nil {
-		return false, err
-	}
-	for p := range o.all {
-		freed = o.all[p].free(still) || freed
-	}
-	o.freed, o.unchecked = time.Now(), false
-	o.freeing = o.freed.Sub(now)
-	return freed, nil
-}
-
-// nextFree is when to look for keys that wait no more.
-func (o *ordered) nextFree() time.Time { return o.freed.Add(max(floorEvery, scanShare*o.freeing)) }
-
-// findFirst raises floors and tails to the first row behind the tail whose key does not
-// wait. It does not look at more than so many rows that do.
-func (o *ordered) findFirst(ctx context.Context, tx *sql.Tx, safe int64) error {
-	const most = 200
-	var firsts [partitions]first
-	var list [partitions]string
-	for number := range o.all {
-		p, f := &o.all[number], &firsts[number]
-		if f.most = 1; len(p.waits) > 0 {
-			f.most = most
-		}
-		list[number] = fmt.Sprintf("(%d, '%d'::bigint, %d)", number, p.tail, f.most)
-	}
-	err := eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT part.number, row.id, row.key
-		FROM (VALUES %s) AS part (number, tail, most) CROSS JOIN LATERAL (
-			SELECT id, %s AS key
-			FROM %s
-			WHERE ordering_key IS NOT NULL AND %s = part.number AND id >= part.tail AND %s
-			ORDER BY id
-			LIMIT part.most
-		) AS row
-		ORDER BY row.id`, strings.Join(list[:], ", "), keyOf, o.table(), partitionOf, o.to.topics), func(scan func(...any) error) error {
-		var number int
-		var c choice
-		if err := scan(&number, &c.id, &c.key); err != nil {
-			return err
-		}
-		_, waits := o.all[number].waits[c.key]
-		firsts[number].add(c.id, waits)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for number := range o.all {
-		o.all[number].raise(min(safe, firsts[number].next()))
-	}
-	return nil
-}
-
-// writers returns the transactions that may have rows in the table which nobody sees yet.
-// An INSERT locks the table in this mode before it takes an id, until its transaction ends.
-func (o *ordered) writers(ctx context.Context, tx *sql.Tx) (writers []writer, err error) {
-	err = eachRow(ctx, tx, fmt.Sprintf(`
-		SELECT virtualtransaction, coalesce(min(transactionid::text::bigint), 0) FROM pg_locks
-		WHERE granted AND pid IS DISTINCT FROM pg_backend_pid() AND (locktype = 'transactionid' OR
-			locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = '%s'::regclass
-				AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-		GROUP BY virtualtransaction
-		HAVING bool_or(locktype = 'relation')`, strings.ReplaceAll(o.table(), `'`, `''`)), func(scan func(...any) error) error {
-		var one writer
-		err := scan(&one.virtual, &one.id)
-		writers = append(writers, one)
-		return err
-	})
-	return writers, err
 }
 
 // eachRow calls fn for each row of a query, with what scans it.

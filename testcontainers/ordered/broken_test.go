@@ -77,7 +77,7 @@ var rules = []rule{
 	}`,
 	}}, overtaken, "", 0},
 
-	{"floors do not pass by what may still be committed", []breach{{"outbox/partition.go",
+	{"floors do not pass by what may still be committed", []breach{{"outbox/partitionfloors.go",
 		`safe := o.safe() //`,
 		`safe := o.safe()
 	if broken("floors do not pass by what may still be committed") && o.horizon.seen != bottom {
