@@ -30,6 +30,7 @@ func must(t *testing.T, err error) {
 // The table and its clock decide, whatever the clock of the process says: the row is
 // compared with the time at which it came into the outbox.
 func TestScheduledMessagesAreSentWhenTheyAreDueAndNotBefore(t *testing.T) {
+	testenv.NeedsSchema(t, 6)
 	t.Parallel()
 	eachDriver(t, func(t *testing.T, db *sql.DB, address string) {
 		const wait = 300 * time.Millisecond
@@ -67,6 +68,7 @@ func TestScheduledMessagesAreSentWhenTheyAreDueAndNotBefore(t *testing.T) {
 // A relay sees what is scheduled while it runs, at its next poll.
 func TestWhatIsScheduledWhileTheRelayRunsIsSent(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	sink := newRecorder(nil)
 	start(t, &outbox.Relay{DB: db, Sink: sink})
@@ -84,6 +86,7 @@ func TestWhatIsScheduledWhileTheRelayRunsIsSent(t *testing.T) {
 // before those that came afterwards.
 func TestADueRowTakesItsPlaceAmongThoseOfItsKey(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	p := &outbox.Publisher{DB: db}
 	send := func(name string, wait time.Duration) {
@@ -124,6 +127,7 @@ func moveDue(t *testing.T, tx *sql.Tx, most int) int {
 // 2,000 rows of 20 keys fall due at once, and two relays move and publish them.
 func TestTwoRelaysKeepTheOrderOfWhatFallsDue(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	const keys, each = 20, 100
 	exec(t, db, `
@@ -158,6 +162,7 @@ func TestTwoRelaysKeepTheOrderOfWhatFallsDue(t *testing.T) {
 // While one transaction moves, another one does not.
 func TestOneMovesAtATime(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	otherSchema(t, db, "other")
 	for _, name := range []string{"oncemill", "other"} {
@@ -186,6 +191,7 @@ func TestOneMovesAtATime(t *testing.T) {
 // A message is cancelled or sent, and one thing only, also where it falls due just then.
 func TestACancellationThatRacesWithTheMove(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	db.SetMaxOpenConns(20)
 	const total = 500
@@ -247,6 +253,7 @@ func TestACancellationThatRacesWithTheMove(t *testing.T) {
 // key do not overtake it.
 func TestAHeldRowHoldsUpItsOwnKeyOnly(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	exec(t, db, `INSERT INTO oncemill.scheduled (topic, uuid, ordering_key, deliver_after) VALUES
 		('t', 'k1', 'k', now() - interval '4 s'), ('t', 'k2', 'k', now() - interval '3 s'), ('t', 'k3', 'k', now() - interval '1 s'),
@@ -292,6 +299,7 @@ func buffers(t *testing.T, tx *sql.Tx, query string) (pages int, plan string) {
 // A relay looks at the next one only, however many there are.
 func TestWhatIsScheduledForNextWeekIsNotSteppedOver(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	exec(t, db, `INSERT INTO oncemill.scheduled (topic, deliver_after) SELECT 't', now() + interval '7 days' FROM generate_series(1, 100000)`)
 	exec(t, db, `INSERT INTO oncemill.scheduled (topic, deliver_after) SELECT 't', now() FROM generate_series(1, 10)`)
@@ -319,6 +327,7 @@ func TestWhatIsScheduledForNextWeekIsNotSteppedOver(t *testing.T) {
 // What was moved can stay in the table for long, where a transaction keeps vacuum from it.
 func TestMovedRowsAreNotSteppedOverAgain(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	old, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
 	must(t, err)
@@ -346,6 +355,7 @@ func TestMovedRowsAreNotSteppedOverAgain(t *testing.T) {
 // A process that is killed while it moves rows leaves them where they were.
 func TestAMoveThatIsKilledLosesNothing(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	const address = "ONCEMILL_TEST_MOVE_IN"
 	if url := os.Getenv(address); url != "" {
 		moveAndWait(t, url)
@@ -388,6 +398,7 @@ func moveAndWait(t *testing.T, url string) {
 // The schedule waits for a database that goes away, and says so once.
 func TestScheduledMessagesAreSentWhenTheDatabaseIsBack(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db, url := database(t)
 	own := testenv.Open(t, url)
 	admin := testenv.DB(t) // another database of the same server
@@ -445,6 +456,7 @@ func TestARelayWithoutRightsOnScheduledRowsStillRelays(t *testing.T) {
 // some column.
 func TestTheLeastRightsOfARelayThatSchedulesAndKeeps(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db, url := database(t)
 	role := powerlessRole(t, db)
 	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT ON oncemill.schema_version TO `+role+`;

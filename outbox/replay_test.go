@@ -34,6 +34,7 @@ func replay(t *testing.T, db *sql.DB, r outbox.Replay) int64 {
 // What was published is kept as it was, and comes again as it was but for its dedup id.
 func TestKeptRowsAreReplayedAsTheyWere(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	eachDriver(t, func(t *testing.T, db *sql.DB, address string) {
 		exec(t, db, `INSERT INTO oncemill.outbox (topic, uuid, metadata, ordering_key, payload, created_at) VALUES
 			('a', 'u1', '{"a": "b", "oncemill:base64": {"AA==": "/w=="}}', '\x00ff', '\x00ff', '2026-01-01Z'), ('b', 'u2', '{}', NULL, NULL, '2026-01-02Z'),
@@ -94,6 +95,7 @@ func TestKeptRowsAreReplayedAsTheyWere(t *testing.T) {
 // and the relay is at work meanwhile.
 func TestReplayKeepsTheOrderOfEachKey(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	db.SetMaxOpenConns(20)
 	const keys, each = 50, 100
@@ -150,6 +152,7 @@ func TestReplayKeepsTheOrderOfEachKey(t *testing.T) {
 // get lost.
 func TestAReplayThatIsCutOffIsGoneOnWith(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	const total = 2500
 	keep(t, db, total)
@@ -176,6 +179,7 @@ func keep(t *testing.T, db *sql.DB, n int) {
 
 func TestReplayNamesWhatIsWrong(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	admin := &outbox.Admin{DB: db}
 	now := time.Now()
@@ -202,6 +206,7 @@ func TestReplayNamesWhatIsWrong(t *testing.T) {
 // many there are.
 func TestKeptRowsGoWhenTheirTimeIsOver(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	const old = 3500
 	keep(t, db, old)
@@ -222,6 +227,7 @@ func TestKeptRowsGoWhenTheirTimeIsOver(t *testing.T) {
 // Deletion and keeping are one transaction.
 func TestARowIsKeptIfAndOnlyIfItIsGone(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db, _ := database(t)
 	publish(t, db, "t", 120)
 	exec(t, db, `DELETE FROM oncemill.outbox WHERE id IN (3, 5, 100)`) // runs of ids and single ones

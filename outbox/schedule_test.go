@@ -30,6 +30,7 @@ func scheduledCount(t *testing.T, db *sql.DB) int {
 
 func TestScheduledMessagesAreWrittenWithTheTransaction(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	eachDriver(t, func(t *testing.T, db *sql.DB, _ string) {
 		at := time.Date(2099, 12, 24, 18, 0, 0, 123_456_789, time.FixedZone("", 3600))
 		publish := func(ctx context.Context, p message.Publisher) error {
@@ -71,6 +72,7 @@ func TestScheduledMessagesAreWrittenWithTheTransaction(t *testing.T) {
 // its end.
 func TestMembersOfABatchCanSchedule(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	in := &oncemill.Inbox{DB: db, Batch: 16}
 	p := new(outbox.Publisher)
@@ -93,6 +95,7 @@ func TestMembersOfABatchCanSchedule(t *testing.T) {
 
 func TestAWrongTimeToDeliverIsRefused(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	for _, wrong := range []string{"", "tomorrow", "90", "-", "2026-12-24", "2026-12-24T18:00:00", "0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "9999-12-31T23:59:59-01:00"} {
 		msg := message.NewMessage("u", nil)
@@ -118,6 +121,7 @@ func toVersion5(t *testing.T, db *sql.DB) {
 
 func TestOnSchema5NothingCanBeScheduledAndAllElseWorks(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	eachDriver(t, func(t *testing.T, db *sql.DB, _ string) {
 		toVersion5(t, db)
 		p := &outbox.Publisher{DB: db}
@@ -148,6 +152,7 @@ func TestOnSchema5NothingCanBeScheduledAndAllElseWorks(t *testing.T) {
 
 func TestCancelTakesBackWhatIsNotDue(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	eachDriver(t, func(t *testing.T, db *sql.DB, _ string) {
 		p := &outbox.Publisher{DB: db}
 		must(t, p.Publish("a", later(t.Context(), "u", time.Hour), later(t.Context(), "u", 2*time.Hour), later(t.Context(), "other", time.Hour)))
@@ -179,6 +184,7 @@ func TestCancelTakesBackWhatIsNotDue(t *testing.T) {
 // A handler cancels in its own transaction: if that is rolled back, the message is sent.
 func TestCancelBelongsToTheHandlersTransaction(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	db := testenv.DB(t)
 	otherSchema(t, db, "other")
 	p := &outbox.Publisher{DB: db, Schema: "other"}

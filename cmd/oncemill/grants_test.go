@@ -105,6 +105,7 @@ var works = map[doctor.Role]func(g *granted) error{
 // is taken away is missed, by the role and by the doctor.
 func TestEachRoleDoesItsWorkWithItsGrantsAndNotWithLess(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	for role, work := range works {
 		t.Run(string(role), func(t *testing.T) {
 			t.Parallel()

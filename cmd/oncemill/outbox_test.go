@@ -24,6 +24,7 @@ type tables struct {
 
 func newTables(t *testing.T) *tables {
 	t.Helper()
+	testenv.NeedsSchema(t, 6)
 	url := testenv.PostgresURL(t)
 	db := testenv.Open(t, url)
 	_, err := db.Exec(`
