@@ -28,6 +28,7 @@ var (
 // Examples need a server as tests do, but cannot be skipped: this runs them as
 // tests, and compares what they print.
 func TestExamples(t *testing.T) {
+	testenv.NeedsSchema(t, 6)
 	for name, test := range map[string]struct {
 		example func()
 		prints  string

@@ -20,6 +20,7 @@ import (
 // insertKeyed writes rows of a key, whose payloads are their numbers.
 func insertKeyed(t *testing.T, db execer, key string, from, to int) {
 	t.Helper()
+	testenv.NeedsSchema(t, 6)
 	if _, err := db.Exec(`INSERT INTO oncemill.outbox (topic, ordering_key, payload)
 		SELECT 't', convert_to($1, 'UTF8'), convert_to(n::text, 'UTF8') FROM generate_series($2::int, $3::int) AS n`, key, from, to-1); err != nil {
 		t.Fatal(err)

@@ -156,6 +156,7 @@ func TestARowThatIsDueDoesNotWaitForALaterOneOfItsKey(t *testing.T) {
 // Relays lose their connections at any moment, rows fail and are parked and tried again,
 // and transactions commit late: each key's rows come in their order, if perhaps again.
 func TestOrderSurvivesLostConnections(t *testing.T) {
+	testenv.NeedsSchema(t, 6)
 	t.Parallel()
 	db, address := database(t)
 	sink := newRecorder(func(outbox.Row) error {

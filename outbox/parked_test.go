@@ -86,6 +86,7 @@ func TestListShowsWhatIsParkedAndWhatWaitsBehindIt(t *testing.T) {
 }
 
 func TestFiltersSayWhichRowsAreMeant(t *testing.T) {
+	testenv.NeedsSchema(t, 6)
 	t.Parallel()
 	for _, old := range []bool{false, true} {
 		t.Run(fmt.Sprintf("schema 5: %v", old), func(t *testing.T) {
@@ -348,6 +349,7 @@ func TestAnotherOperatorsChangesAreSeen(t *testing.T) {
 }
 
 func TestStatusCountsWhatThereIs(t *testing.T) {
+	testenv.NeedsSchema(t, 6)
 	t.Parallel()
 	eachDriver(t, func(t *testing.T, db *sql.DB, _ string) {
 		admin := &outbox.Admin{DB: db}

@@ -10,6 +10,7 @@ import (
 // In a table with many rows that wait, those that are parked are found by the index of
 // parked rows, and what waits behind them in their keys' partitions. Status counts a part.
 func TestParkedRowsAreFoundAmongManyThatWait(t *testing.T) {
+	testenv.NeedsSchema(t, 6)
 	t.Parallel()
 	db := testenv.DB(t)
 	const total = 200_000

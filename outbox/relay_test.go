@@ -397,6 +397,9 @@ func TestBatchIsBoundedByBytes(t *testing.T) {
 			db := testenv.DB(t)
 			for i, n := range test.megabytes {
 				key := test.key(i, n<<20)
+				if key != nil {
+					testenv.NeedsSchema(t, 6)
+				}
 				msg := keyed(t.Context(), key, nil)
 				if len(key) < n<<20 {
 					msg.Payload = bytes.Repeat([]byte{'x'}, n<<20)
