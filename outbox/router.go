@@ -24,8 +24,8 @@ import (
 //
 // A Relay works for each of the Sinks by itself: it fetches that one's rows alone, so that
 // one that is away or slow, or has a long backlog, does not hold up the others. Rows with
-// an ordering key keep their order within a Sink. Where rows of one key go to several
-// Sinks, one that is parked holds up those behind it in all of them.
+// an ordering key keep their order within a Sink: one that is deferred or parked holds up
+// those behind it that go to the same Sink. A row without a route holds up none.
 //
 // Relays of one table should have the same routes: of two that differ, both may publish a
 // row whose topic goes to another Sink in each. Stop them all to change where a topic goes.

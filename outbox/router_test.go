@@ -346,3 +346,44 @@ func TestARouterCanBeUsedFromTwoGoroutines(t *testing.T) {
 	}
 	both.Wait()
 }
+
+// What is parked for one sink holds up what follows it of its key to that sink, and not what
+// goes to another one.
+func TestAParkedRowHoldsUpItsKeyInItsOwnSinkOnly(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	db := testenv.DB(t)
+	picky := newRecorder(func(row outbox.Row) error {
+		if string(row.Payload) == "bad" {
+			return outbox.ErrRefused
+		}
+		return nil
+	})
+	other := newRecorder(nil)
+	exec(t, db, `INSERT INTO oncemill.outbox (topic, ordering_key, payload) VALUES
+		('a', 'k', 'first'), ('a', 'k', 'bad'), ('b', 'k', '1'), ('a', 'k', 'last'), ('nowhere', 'k', ''), ('b', 'k', '2')`)
+	start(t, &outbox.Relay{DB: db, Sink: &outbox.Router{
+		Sinks: map[string]outbox.Sink{"picky": picky, "other": other}, Routes: []outbox.Route{{"a", "picky"}, {"b", "other"}},
+	}})
+	poll(t, func() bool { return rowCount(t, db) == 3 })
+	if got := ofKey(other.published(), "k"); !slices.Equal(got, []int{1, 2}) {
+		t.Errorf("%v came to the other sink", got)
+	}
+	exec(t, db, `DELETE FROM oncemill.outbox WHERE parked_at IS NOT NULL`)
+	poll(t, func() bool { return rowCount(t, db) == 0 })
+	if rows := picky.published(); len(rows) != 2 || string(rows[1].Payload) != "last" {
+		t.Errorf("%v came", rows)
+	}
+}
+
+// Of many rows that are parked at a time the log names some, and counts the others.
+func TestManyParkedRowsDoNotFloodTheLog(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	publish(t, db, "t", 300)
+	logger, log := hearLog()
+	start(t, &outbox.Relay{DB: db, Logger: logger, Sink: newRecorder(func(outbox.Row) error { return outbox.ErrRefused })}).settled(t, 300)
+	if n := strings.Count(log(), "\n"); n > 40 || !strings.Contains(log(), "parked further messages") {
+		t.Errorf("%d lines:\n%s", n, log())
+	}
+}

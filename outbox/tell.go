@@ -9,10 +9,11 @@ func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 	var first *failure // of those deferred
 	for i, failed := range v.failed {
 		if failed.park {
-			result.Parked++
-			logger.Error("outbox relay: parked a message, it stays in the outbox until somebody deals with it",
-				"id", failed.row.ID, "topic", failed.row.Topic, "uuid", failed.row.UUID, "error", failed.err,
-				"remedy", "README, Parked messages")
+			if result.Parked++; result.Parked <= mostToldParked {
+				logger.Error("outbox relay: parked a message, it stays in the outbox until somebody deals with it, and those behind it with its ordering key wait",
+					"id", failed.row.ID, "topic", failed.row.Topic, "uuid", failed.row.UUID, "error", failed.err,
+					"remedy", "oncemill outbox list")
+			}
 			continue
 		}
 		result.Deferred++
@@ -22,6 +23,9 @@ func (l *loop) tell(f *fetched, v *verdicts, took time.Duration) {
 		if due := time.Now().Add(failed.pause); due.After(l.due) {
 			l.due = due
 		}
+	}
+	if more := result.Parked - mostToldParked; more > 0 {
+		logger.Error("outbox relay: parked further messages", "messages", more, "remedy", "oncemill outbox list --summary")
 	}
 	l.tellDeferred(v, first, result.Deferred)
 	if l.Observer != nil && l.Observer.Batch != nil {
@@ -61,6 +65,9 @@ func (l *loop) tellDeferred(v *verdicts, first *failure, deferred int) {
 }
 
 const (
+	// mostToldParked is how many parked rows of a batch are named in the log.
+	mostToldParked = 5
+
 	// warnEvery is how often it is said that there are deferred rows.
 	warnEvery = time.Minute
 
