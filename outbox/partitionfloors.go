@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	// floorEvery is how often floors are raised, and floorRows after how many rows in any
-	// case, which costs two statements.
+	// floorEvery is how often floors are raised, floorLate how often in any case, and
+	// floorRows after how many rows. It costs two statements.
 	floorEvery = 100 * time.Millisecond
+	floorLate  = 2 * time.Second
 	floorRows  = 2000
 
 	// forgetFloors is how often partitions are looked at from the bottom, and forgetSlowly
@@ -30,10 +31,9 @@ type chore struct {
 	took time.Duration
 }
 
-// next is when it is due again: not so soon that it takes more than one part of so many of
-// the time.
-func (c *chore) next(every time.Duration, share int) time.Time {
-	return c.last.Add(max(every, time.Duration(share)*c.took))
+// next is when it is due again: the later the longer it took, within bounds.
+func (c *chore) next(least, most time.Duration) time.Time {
+	return c.last.Add(min(max(least, 4*c.took), most))
 }
 
 func (c *chore) did(begun time.Time) {
@@ -56,7 +56,7 @@ func (o *ordered) remember(took time.Duration) {
 // rows.
 func (o *ordered) raise(ctx context.Context, tx *sql.Tx, now time.Time) error {
 	o.since += len(o.chosen)
-	if !o.met || o.since < floorRows && now.Before(o.raised.next(floorEvery, 4)) {
+	if !o.met || o.since < floorRows && now.Before(o.raised.next(floorEvery, floorLate)) {
 		return nil
 	}
 	if o.horizon.safe == bottom {
@@ -122,7 +122,7 @@ func (o *ordered) free(ctx context.Context, tx *sql.Tx) (freed bool, err error) 
 }
 
 // nextFree is when to look for keys that wait no more.
-func (o *ordered) nextFree() time.Time { return o.freed.next(floorEvery, scanShare) }
+func (o *ordered) nextFree() time.Time { return o.freed.next(floorEvery, floorLate) }
 
 // findFirst raises floors and tails to the first row behind the tail whose key does not
 // wait. It does not look at more than so many rows that do.
