@@ -384,9 +384,8 @@ func TestAKeyWithManyRowsThatWaitHoldsUpNoOther(t *testing.T) {
 			relay := start(t, &outbox.Relay{DB: db, Sink: sink})
 			const rounds, keys = 20, 100
 			for round := range rounds {
-				for i := range keys {
-					insertKeyed(t, db, fmt.Sprint(i), round, round+1)
-				}
+				exec(t, db, `INSERT INTO oncemill.outbox (topic, ordering_key, payload)
+					SELECT 't', convert_to(k::text, 'UTF8'), convert_to($1::text, 'UTF8') FROM generate_series(0, $2::int - 1) AS k`, fmt.Sprint(round), keys)
 				insertKeyed(t, db, "hot", waiting+round, waiting+round+1)
 				relay.Wake()
 				poll(t, func() bool { return rowCount(t, db) == waiting+round+1 })
@@ -432,9 +431,9 @@ func TestATransactionThatStaysOpenHoldsUpNothing(t *testing.T) {
 	}
 	const keys, rounds, each = 50, 100, 3
 	insertAll := func(round int) {
-		for i := range keys {
-			insertKeyed(t, db, fmt.Sprint(i), each*round, each*(round+1))
-		}
+		exec(t, db, `INSERT INTO oncemill.outbox (topic, ordering_key, payload)
+			SELECT 't', convert_to(k::text, 'UTF8'), convert_to(n::text, 'UTF8')
+			FROM generate_series($1::int, $2::int) AS n, generate_series(0, $3::int - 1) AS k ORDER BY n`, each*round, each*(round+1)-1, keys)
 		relay.Wake()
 		poll(t, func() bool { return rowCount(t, db) == 0 })
 	}
