@@ -3,6 +3,7 @@ package oncemill
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"reflect"
@@ -238,7 +239,9 @@ func (t Tx) QueryRow(query string, args ...any) *sql.Row {
 // Raw calls fn with the driver's own connection, on which the transaction is
 // open: with pgx's stdlib a *stdlib.Conn, whose Conn method returns the
 // *pgx.Conn. What fn does there cannot be looked at beforehand, so Once checks
-// afterwards that the transaction is still the one it began.
+// afterwards that the transaction is still the one it began. If the connection is one
+// that wraps the driver's and has a method Raw, as that of XSAM/otelsql has, fn gets the
+// driver's.
 func (t Tx) Raw(fn func(driverConn any) error) error {
 	return t.s.use(context.Background(), "", func() error {
 		if t.s.conn == nil {
@@ -247,7 +250,12 @@ func (t Tx) Raw(fn func(driverConn any) error) error {
 		if err := t.s.cannotSee("Raw"); err != nil {
 			return err
 		}
-		return t.s.conn.Raw(fn)
+		return t.s.conn.Raw(func(driverConn any) error {
+			if wrapper, ok := driverConn.(interface{ Raw() driver.Conn }); ok {
+				driverConn = wrapper.Raw()
+			}
+			return fn(driverConn)
+		})
 	})
 }
 

@@ -1,0 +1,325 @@
+package oncetest
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/middleware"
+	"github.com/oncemill/oncemill/outbox"
+)
+
+// patience is for how long a delivery may take.
+const patience = 30 * time.Second
+
+// A process is what a consumer's process has: a router, an Inbox and a pool. When it dies,
+// none of its connections is there any more, and no new one can be had.
+type process struct {
+	c      *checker
+	fault  fault
+	batch  int
+	watch  bool // for goroutines that the handler leaves
+	db     *sql.DB
+	router *message.Router
+	feed   chan *message.Message
+	ended  chan error
+
+	mu    sync.Mutex
+	dead  bool
+	fired bool // the fault has happened
+	conns []*conn
+	phase phase
+	ran   []string // the handler's statements, and then those for what it has returned
+	own   int      // how many of them are the handler's
+	now   bool     // with the one under way, the process dies
+	late  []string // statements of goroutines that the handler has left
+}
+
+// A phase is how far the handler has come.
+type phase int
+
+const (
+	outside phase = iota // it does not run
+	inHandler
+	lingers  // it has returned, and its goroutines may have not
+	returned // what it has returned is written, and all is committed
+)
+
+// start starts a process for a consumer.
+func (c *checker) start(ctx context.Context, consumer string, f fault, batch int) (*process, error) {
+	p := &process{c: c, fault: f, batch: batch, feed: make(chan *message.Message), ended: make(chan error, 1)}
+	p.db = sql.OpenDB(connector{p})
+	once := c.once(p.db, consumer, batch)
+	var err error
+	if p.router, err = message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{}); err != nil {
+		return nil, errors.Join(err, p.db.Close())
+	}
+	p.router.AddMiddleware(p.observe, once.Middleware)
+	p.router.AddHandler("oncetest", "oncetest", (*subscriber)(p), c.Topic, &outbox.Publisher{Schema: c.schema}, p.handle)
+	go func() { p.ended <- p.router.Run(ctx) }()
+	select {
+	case <-p.router.Running():
+		return p, nil
+	case err := <-p.ended:
+		return nil, errors.Join(err, p.db.Close())
+	}
+}
+
+// once is the middleware with which a process works.
+func (c *checker) once(db *sql.DB, consumer string, batch int) middleware.Once {
+	once := c.Once
+	once.Consumer = consumer
+	once.Outbox = &outbox.Publisher{Schema: c.schema}
+	once.Inbox = &oncemill.Inbox{DB: db, Schema: c.schema, Batch: batch, Logger: slog.New(slog.DiscardHandler)}
+	if once.Key == nil {
+		once.Key = middleware.ByUUID
+	}
+	key := once.Key
+	once.Key = func(msg *message.Message) (string, error) {
+		if attemptOf(msg).instead != nil {
+			return msg.UUID, nil // the message of a step, which may be a copy
+		}
+		return key(msg)
+	}
+	return once
+}
+
+// stop ends the process as a deployment does.
+func (p *process) stop() error {
+	err := p.router.Close()
+	return errors.Join(err, <-p.ended, p.db.Close())
+}
+
+// subscriber is where a process gets its messages from.
+type subscriber process
+
+func (s *subscriber) Subscribe(context.Context, string) (<-chan *message.Message, error) {
+	return s.feed, nil
+}
+
+func (s *subscriber) Close() error {
+	close(s.feed)
+	return nil
+}
+
+// An attempt is one delivery.
+type attempt struct {
+	instead func() error  // is run, and not the handler; nil: that
+	until   chan struct{} // for this the handler waits when it has returned; nil: it does not
+
+	arrived    chan struct{} // closed when it has reached the inbox
+	once       sync.Once
+	over       chan struct{} // closed when it is acked or nacked
+	err        error         // for which it was nacked, or nil
+	ran        int           // how often the handler was run
+	handlerErr error         // what that has returned at last
+	handlerOK  bool          // it has returned, and no error
+}
+
+type attemptKey struct{}
+
+func attemptOf(msg *message.Message) *attempt { return msg.Context().Value(attemptKey{}).(*attempt) }
+
+func newAttempt() *attempt {
+	return &attempt{arrived: make(chan struct{}), over: make(chan struct{})}
+}
+
+// delivery is a message as a subscriber hands it out.
+func (c *checker) delivery(msg *message.Message, a *attempt) *message.Message {
+	own := msg.Copy()
+	ctx := context.WithValue(context.WithoutCancel(c.Message.Context()), attemptKey{}, a)
+	// In a line of its own; by it an Inbox with batches tells when it has the message.
+	turn := &delivery.Turn{Line: delivery.NewLine(), Number: 1, Kept: func() { a.once.Do(func() { close(a.arrived) }) }}
+	own.SetContext(delivery.With(ctx, delivery.Info{Turn: turn, Position: "oncetest/" + msg.UUID}))
+	return own
+}
+
+// send hands out a message.
+func (p *process) send(msg *message.Message, a *attempt) error {
+	own := p.c.delivery(msg, a)
+	select {
+	case p.feed <- own:
+		return nil
+	case <-time.After(patience):
+		return errors.New("the router takes no message")
+	}
+}
+
+// deliver hands out a message, and waits for what becomes of it.
+func (p *process) deliver(msg *message.Message) (*attempt, error) {
+	a := newAttempt()
+	if err := p.send(msg, a); err != nil {
+		return a, err
+	}
+	return a, a.wait()
+}
+
+func (a *attempt) wait() error { return within(a.over, "the delivery is neither acked nor nacked") }
+
+func within(signal <-chan struct{}, otherwise string) error {
+	select {
+	case <-signal:
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("%s after %v: does the handler wait for a row that it has locked itself, in its transaction?", otherwise, patience)
+	}
+}
+
+// observe is the outermost middleware.
+func (p *process) observe(h message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) (out []*message.Message, err error) {
+		a := attemptOf(msg)
+		finished := false
+		defer func() {
+			switch panicked := recover(); {
+			case panicked != nil:
+				err = fmt.Errorf("the handler panicked: %v", panicked)
+			case !finished:
+				err = errors.New("the handler has ended its goroutine: t.FailNow and t.Fatal are for the goroutine of the test")
+			}
+			a.err = err
+			close(a.over)
+		}()
+		if p.batch == 0 {
+			a.once.Do(func() { close(a.arrived) })
+		}
+		out, err = h(msg)
+		finished = true
+		return out, err
+	}
+}
+
+// handle is the handler as Once runs it.
+func (p *process) handle(msg *message.Message) ([]*message.Message, error) {
+	a := attemptOf(msg)
+	if a.instead != nil {
+		return nil, a.instead()
+	}
+	a.ran++
+	a.handlerOK = false
+	p.enter(inHandler)
+	out, err := p.c.Handler(msg)
+	a.handlerErr, a.handlerOK = err, err == nil
+	if p.watch {
+		p.enter(lingers)
+		waitForGoroutines(p.hasLate)
+	}
+	p.enter(returned)
+	if p.fault.at == atReturn && !p.fired {
+		p.fired = true
+		p.die()
+		return nil, errLost
+	}
+	if a.until != nil {
+		if late := within(a.until, "the other delivery has not arrived"); late != nil {
+			return nil, late
+		}
+	}
+	return out, err
+}
+
+func (p *process) enter(next phase) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.phase = next
+}
+
+// begins is called before a statement is sent.
+func (p *process) begins(query string) action {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch p.phase {
+	case outside:
+		return nothing
+	case lingers:
+		p.late = append(p.late, query)
+		return nothing
+	case inHandler:
+		p.own++
+	case returned:
+	}
+	p.ran = append(p.ran, query)
+	if p.fired || p.fault.n != len(p.ran) {
+		return nothing
+	}
+	p.fired = true
+	switch p.fault.at {
+	case atStatement:
+		return breaks
+	case failing:
+		return fails
+	case afterStatement:
+		p.now = true
+	}
+	return nothing
+}
+
+// breaksNow reports whether the process dies with the statement that was run.
+func (p *process) breaksNow() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now
+}
+
+// commits is called before a COMMIT, and tells whether the process dies before or after it.
+func (p *process) commits() (before, after bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase != returned {
+		return false, false
+	}
+	p.phase = outside
+	if p.fired {
+		return false, false
+	}
+	before, after = p.fault.at == beforeCommit, p.fault.at == afterCommit
+	p.fired = before || after
+	return before, after
+}
+
+func (p *process) rollsBack() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase == returned || p.phase == inHandler {
+		p.phase = outside
+	}
+}
+
+func (p *process) hasLate() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.late) > 0
+}
+
+func (p *process) isDead() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dead
+}
+
+func (p *process) keep(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conns = append(p.conns, c)
+}
+
+// die ends all connections.
+func (p *process) die() {
+	p.mu.Lock()
+	p.dead, p.now = true, false
+	conns := p.conns
+	p.conns = nil
+	p.mu.Unlock()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+}
