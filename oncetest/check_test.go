@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -238,7 +239,7 @@ func TestEachKindOfUnsafeHandlerIsCaught(t *testing.T) {
 					return err
 				})
 			},
-			want: []string{"is another one after a fault: table accounts", "in which another message fails", "column balance has 2; without a fault 1"},
+			want: []string{"is another one after a fault: table accounts", "the process dies before its COMMIT", "column balance has 2; without a fault 1"},
 		},
 		"uses a random key": {
 			handler: func(*sql.DB) message.HandlerFunc { return pay },
@@ -296,21 +297,54 @@ func oncemillConsumer(msg *message.Message) string {
 	return name
 }
 
-// A handler that publishes to its broker has what it cannot take back.
-func TestAMessageToTheBrokerItselfIsCaught(t *testing.T) {
+// A handler that publishes to its broker has what it cannot take back. By the steps at
+// which it shows, each step is what it says: only where nothing was committed does the
+// handler run again.
+func TestAMessageToTheBrokerItselfIsCaughtAtTheStepsAtWhichItIsTooEarly(t *testing.T) {
 	t.Parallel()
-	broker := &oncetest.Broker{}
-	handler := oncetest.Consumer(func(msg *message.Message) error {
-		if _, err := pay(msg); err != nil {
-			return err
-		}
-		return broker.Publish("invoices", message.NewMessage("", msg.Payload))
-	})
-	reports := check(t, oncetest.Case{DB: database(t, "postgres"), Handler: handler, Message: order(), Outside: broker.Count})
-	wantReport(t, reports, "outside of Postgres does not happen once", "the process dies before its COMMIT", "Outside counts 2 effects; without a fault 1", "outbox.Publisher")
-	if len(reports) != 1 {
-		t.Errorf("%d reports, want one", len(reports))
+	for _, driver := range drivers {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			broker := &oncetest.Broker{}
+			handler := func(msg *message.Message) ([]*message.Message, error) {
+				tx, _ := oncemill.TxFromContext(msg.Context())
+				if _, err := tx.ExecContext(msg.Context(), `UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'`); err != nil {
+					return nil, err
+				}
+				return []*message.Message{message.NewMessage("", nil)}, broker.Publish("invoices", message.NewMessage("", msg.Payload))
+			}
+			reports := check(t, oncetest.Case{DB: database(t, driver), Handler: handler, Message: order(), Outside: broker.Count})
+			if len(reports) != 1 {
+				t.Fatalf("%d reports, want one:\n%s", len(reports), strings.Join(reports, "\n"))
+			}
+			wantReport(t, reports, "outside of Postgres does not happen once", "Outside counts 2 effects; without a fault 1", "outbox.Publisher")
+			want := []string{
+				"Postgres refuses the statement that writes what the handler has returned",
+				"in a batch in which another message fails, so that the handler runs again",
+				"in a batch: the process dies before its COMMIT",
+				"the process dies after the statement that writes what the handler has returned",
+				"the process dies before its COMMIT",
+				"the process dies before the statement that writes what the handler has returned",
+				"the process dies when the handler has returned",
+			}
+			if got := stepsOf(reports[0]); !slices.Equal(got, want) {
+				t.Errorf("it shows at\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		})
 	}
+}
+
+// stepsOf returns the steps of a report, without statements, in alphabetical order.
+func stepsOf(report string) []string {
+	var steps []string
+	for line := range strings.Lines(report) {
+		if _, step, found := strings.Cut(line, "step: "); found {
+			step, _, _ = strings.Cut(step, " (")
+			steps = append(steps, strings.TrimSpace(step))
+		}
+	}
+	slices.Sort(steps)
+	return steps
 }
 
 // What Check cannot work with is named, with the remedy.

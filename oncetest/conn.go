@@ -33,11 +33,11 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return own, nil
 }
 
-// borrowed is a connection out of a pool. It does not go back there: it is closed.
+// borrowed is a connection out of a pool.
 type borrowed struct {
 	driverConn
-	give chan struct{} // closed to have it closed
-	gone chan struct{} // closed when it is
+	end  chan error    // nil: it goes back to the pool; driver.ErrBadConn: it is closed
+	gone chan struct{} // closed when that is done
 	over atomic.Bool
 }
 
@@ -51,20 +51,19 @@ type driverConn interface {
 }
 
 // borrow takes a connection. database/sql lends the driver's connection to a function, and
-// as long as that runs; so one runs until the connection is closed.
+// as long as that runs; so one runs until the connection is not needed any more.
 func borrow(ctx context.Context, db *sql.DB) (*borrowed, error) {
 	lent, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b := &borrowed{give: make(chan struct{}), gone: make(chan struct{})}
+	b := &borrowed{end: make(chan error, 1), gone: make(chan struct{})}
 	got := make(chan any, 1)
 	go func() {
 		defer close(b.gone)
 		_ = lent.Raw(func(dc any) error {
 			got <- dc
-			<-b.give
-			return driver.ErrBadConn // which has it closed
+			return <-b.end
 		})
 		_ = lent.Close()
 	}()
@@ -72,8 +71,7 @@ func borrow(ctx context.Context, db *sql.DB) (*borrowed, error) {
 	case dc := <-got:
 		var ok bool
 		if b.driverConn, ok = dc.(driverConn); !ok {
-			b.Close()
-			return nil, fmt.Errorf("oncetest: the driver's %T lacks a method with a context: use lib/pq or pgx", dc)
+			return nil, errors.Join(b.Close(), fmt.Errorf("oncetest: the driver's %T lacks a method with a context: use lib/pq or pgx", dc))
 		}
 		return b, nil
 	case <-b.gone:
@@ -81,10 +79,15 @@ func borrow(ctx context.Context, db *sql.DB) (*borrowed, error) {
 	}
 }
 
-// Close closes the connection, by which Postgres rolls back what is not committed.
-func (b *borrowed) Close() error {
+// Close gives the connection back.
+func (b *borrowed) Close() error { return b.finish(nil) }
+
+// cut closes the connection, by which Postgres rolls back what is not committed.
+func (b *borrowed) cut() { _ = b.finish(driver.ErrBadConn) }
+
+func (b *borrowed) finish(how error) error {
 	if !b.over.Swap(true) {
-		close(b.give)
+		b.end <- how
 	}
 	<-b.gone
 	return nil
@@ -94,6 +97,16 @@ func (b *borrowed) Close() error {
 type conn struct {
 	p *process
 	*borrowed
+	inTx bool
+}
+
+// Close gives the connection back, unless a transaction is open on it.
+func (c *conn) Close() error {
+	if c.inTx {
+		c.cut()
+		return nil
+	}
+	return c.borrowed.Close()
 }
 
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (result driver.Result, err error) {
@@ -196,6 +209,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if err != nil {
 		return nil, err
 	}
+	c.inTx = true
 	return &transaction{Tx: t, c: c}, nil
 }
 
@@ -276,7 +290,7 @@ func (t *transaction) Commit() error {
 		t.c.p.die()
 		return errLost
 	}
-	if err := t.Tx.Commit(); err != nil {
+	if err := t.ended(t.Tx.Commit()); err != nil {
 		return err
 	}
 	if after {
@@ -291,5 +305,10 @@ func (t *transaction) Rollback() error {
 	if t.c.over.Load() {
 		return errLost
 	}
-	return t.Tx.Rollback()
+	return t.ended(t.Tx.Rollback())
+}
+
+func (t *transaction) ended(err error) error {
+	t.c.inTx = err != nil
+	return err
 }

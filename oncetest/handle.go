@@ -20,9 +20,8 @@ type Handled struct {
 	Returned []*message.Message
 	Err      error
 
-	// Published are the messages that it wrote to the outbox, those for later included, in
-	// the order in which they were written. If Postgres has aborted the transaction, there
-	// are none.
+	// Published are the messages that it wrote to the outbox, in their order, and then those
+	// that are to be sent later. If Postgres has aborted the transaction, there are none.
 	Published []Sent
 
 	// Tx is the transaction in which it ran, to look at its rows. It is rolled back at the

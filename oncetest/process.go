@@ -320,6 +320,6 @@ func (p *process) die() {
 	p.conns = nil
 	p.mu.Unlock()
 	for _, c := range conns {
-		_ = c.Close()
+		c.cut()
 	}
 }
