@@ -75,7 +75,7 @@ type checker struct {
 // wrong: each effect once, and each message in the outbox once.
 //
 // What is not is an error of t that says at which step, what was found, and what to do
-// about it. Check takes a few hundredths of a second for each statement of the handler.
+// about it. Check takes about a second.
 func Check(t testing.TB, c Case) {
 	t.Helper()
 	k := &checker{Case: c, changing: changing{}, prefix: "oncetest-" + strings.ToLower(rand.Text()[:10]) + "-"}
