@@ -36,12 +36,22 @@ type Case struct {
 	// the Schema of its Inbox and its Outbox. The zero value is fine.
 	Once middleware.Once
 
+	// Guard is the middleware instead of Once, for a handler with an effect outside of
+	// Postgres: all of it is used but Consumer, Probe and what its Inbox has but Schema and
+	// Lease. Set Outside too. nil: Once.
+	Guard *middleware.Guard
+
 	// Topic is where the messages go that the handler returns. "" means "returned".
 	Topic string
 
-	// Outside counts effects outside of Postgres since the test began, such as the mails
-	// that a fake server has received. See also Broker. nil: there are none.
+	// Outside counts effects outside of Postgres, such as the mails that a fake server has
+	// received: how many more there are after a run is compared. See also Broker. nil: there
+	// are none.
 	Outside func() int
+
+	// Reset is called before each run, for what is outside of Postgres to be as it was
+	// before the first, such as a fake provider that knows idempotency keys. Optional.
+	Reset func()
 }
 
 // Consumer makes a message.HandlerFunc of a handler that returns no messages, which is what
@@ -67,7 +77,7 @@ type checker struct {
 	report   report
 }
 
-// Check runs a handler again and again behind middleware.Once, with one fault in each run:
+// Check runs a handler again and again behind middleware.Once, or Case.Guard, with one fault in each run:
 // the process dies before and after each of its statements, before and after its COMMIT,
 // Postgres refuses a statement, the message is delivered twice, one after the other and at
 // the same time, alone and in batches. Each time the message is delivered again until it is
@@ -105,6 +115,14 @@ func (c *checker) validate() error {
 	case c.Message == nil:
 		return errors.New("Case.Message is nil: set it to a message for the handler")
 	}
+	if c.Guard != nil {
+		if c.Outside == nil {
+			return errors.New("Case.Outside is nil: set it to what counts the effects that the handler has under Case.Guard")
+		}
+		if err := c.guard(c.DB, c.prefix).Check(); err != nil {
+			return fmt.Errorf("Case.Guard: %w", err)
+		}
+	}
 	if n := c.DB.Stats().MaxOpenConnections; n > 0 && n < leastConns {
 		return fmt.Errorf("Case.DB has room for %d connections: call SetMaxOpenConns with %d or more, and some for what the handler does beside its transaction", n, leastConns)
 	}
@@ -113,12 +131,7 @@ func (c *checker) validate() error {
 
 // prepare finds out what there is to compare.
 func (c *checker) prepare(ctx context.Context) (err error) {
-	c.schema = schema.Default
-	for _, set := range []*string{c.inboxSchema(), c.outboxSchema()} {
-		if set != nil && *set != "" {
-			c.schema = *set
-		}
-	}
+	c.schema = c.schemaName()
 	if c.Topic == "" {
 		c.Topic = "returned"
 	}
@@ -139,18 +152,19 @@ func (c *checker) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-func (c *checker) inboxSchema() *string {
-	if c.Once.Inbox == nil {
-		return nil
+// schemaName returns where Oncemill's tables are.
+func (c *checker) schemaName() string {
+	inbox, out := c.Once.Inbox, c.Once.Outbox
+	if c.Guard != nil {
+		inbox, out = c.Guard.Inbox, c.Guard.Outbox
 	}
-	return &c.Once.Inbox.Schema
-}
-
-func (c *checker) outboxSchema() *string {
-	if c.Once.Outbox == nil {
-		return nil
+	switch {
+	case inbox != nil && inbox.Schema != "":
+		return inbox.Schema
+	case out != nil && out.Schema != "":
+		return out.Schema
 	}
-	return &c.Once.Outbox.Schema
+	return schema.Default
 }
 
 // A run is one step, and what it has shown.
@@ -167,6 +181,9 @@ type run struct {
 
 func (c *checker) newRun(s step) *run {
 	c.runs++
+	if c.Reset != nil {
+		c.Reset()
+	}
 	return &run{c: c, step: s, consumer: fmt.Sprint(c.prefix, c.runs), outside: c.outside()}
 }
 
@@ -207,7 +224,11 @@ func (c *checker) check(ctx context.Context, logf func(string, ...any)) error {
 	if err != nil || len(c.report.findings) > 0 {
 		return err
 	}
-	for _, s := range c.steps(statements, own) {
+	steps := c.steps(statements, own)
+	if c.Guard != nil {
+		steps = guardSteps()
+	}
+	for _, s := range steps {
 		if err := c.one(ctx, s); err != nil {
 			return fmt.Errorf("step %q: %w", s.name, err)
 		}
@@ -243,24 +264,24 @@ func (c *checker) judge(ctx context.Context, r *run, got effects) error {
 	}
 	for i, change := range r.remains.tables {
 		if what := change.String(); what != "" {
-			c.report.add(remains, c.tables[i].label, r.step.name, what+", and the message was not acked")
+			c.report.add(c.kind(remains), c.tables[i].label, r.step.name, what+", and the message was not acked")
 		}
 	}
 	if r.stuck != nil {
-		c.report.add(stuck, "", r.step.name, r.stuck.Error())
+		c.report.add(c.kind(stuck), "", r.step.name, r.stuck.Error())
 		return nil
 	}
-	differences := c.compare(c.want, got)
+	differences := c.differences(got)
 	if len(differences) > 0 { // is it the fault, or are values others each time?
 		again, err := c.plainRun(ctx)
 		if err != nil {
 			return err
 		}
 		c.learn(c.want, again)
-		differences = c.compare(c.want, got)
+		differences = c.differences(got)
 	}
 	for _, d := range differences {
-		c.report.add(d.kind, d.where, r.step.name, d.what)
+		c.report.add(c.kind(d.kind), d.where, r.step.name, d.what)
 	}
 	return nil
 }
@@ -302,16 +323,19 @@ func (c *checker) withoutFault(ctx context.Context) (statements []string, own in
 
 // keyOf says what is wrong with the message's key, if anything is.
 func (c *checker) keyOf() string {
-	once := c.once(c.DB, c.prefix+"key", 0)
+	claim := c.once(c.DB, c.prefix+"key", 0).Claim
+	if c.Guard != nil {
+		claim = c.guard(c.DB, c.prefix+"key").Claim
+	}
 	var keys [2]string
 	for i := range keys {
 		var err error
-		if _, keys[i], _, err = once.Claim(c.delivery(c.Message, newAttempt())); err != nil {
+		if _, keys[i], _, err = claim(c.delivery(context.Background(), c.Message, newAttempt())); err != nil {
 			return err.Error()
 		}
 	}
 	if keys[0] != keys[1] {
-		return fmt.Sprintf("Once.Key returned %q for a message, and %q for its redelivery", keys[0], keys[1])
+		return fmt.Sprintf("Key returned %q for a message, and %q for its redelivery", keys[0], keys[1])
 	}
 	return ""
 }

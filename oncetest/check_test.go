@@ -244,7 +244,7 @@ func TestEachKindOfUnsafeHandlerIsCaught(t *testing.T) {
 		"uses a random key": {
 			handler: func(*sql.DB) message.HandlerFunc { return pay },
 			with:    oncetest.Case{Once: middleware.Once{Key: func(*message.Message) (string, error) { return watermill.NewUUID(), nil }}},
-			want:    []string{"not recognised", "found: Once.Key returned", "no random number"},
+			want:    []string{"not recognised", "found: Key returned", "no random number"},
 		},
 		"has no key": {
 			handler: func(*sql.DB) message.HandlerFunc { return pay },

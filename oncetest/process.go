@@ -30,6 +30,8 @@ type process struct {
 	watch  bool // for goroutines that the handler leaves
 	db     *sql.DB
 	router *message.Router
+	ctx    context.Context // of its messages
+	cancel context.CancelFunc
 	feed   chan *message.Message
 	ended  chan error
 
@@ -58,12 +60,16 @@ const (
 func (c *checker) start(ctx context.Context, consumer string, f fault, batch int) (*process, error) {
 	p := &process{c: c, fault: f, batch: batch, feed: make(chan *message.Message), ended: make(chan error, 1)}
 	p.db = sql.OpenDB(connector{p})
-	once := c.once(p.db, consumer, batch)
+	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(c.Message.Context()))
+	ours := c.once(p.db, consumer, batch).Middleware
+	if c.Guard != nil {
+		ours = c.guard(p.db, consumer).Middleware
+	}
 	var err error
 	if p.router, err = message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{}); err != nil {
 		return nil, errors.Join(err, p.db.Close())
 	}
-	p.router.AddMiddleware(p.observe, once.Middleware)
+	p.router.AddMiddleware(p.observe, ours)
 	p.router.AddHandler("oncetest", "oncetest", (*subscriber)(p), c.Topic, &outbox.Publisher{Schema: c.schema}, p.handle)
 	go func() { p.ended <- p.router.Run(ctx) }()
 	select {
@@ -80,21 +86,27 @@ func (c *checker) once(db *sql.DB, consumer string, batch int) middleware.Once {
 	once.Consumer = consumer
 	once.Outbox = &outbox.Publisher{Schema: c.schema}
 	once.Inbox = &oncemill.Inbox{DB: db, Schema: c.schema, Batch: batch, Logger: slog.New(slog.DiscardHandler)}
-	if once.Key == nil {
-		once.Key = middleware.ByUUID
-	}
-	key := once.Key
-	once.Key = func(msg *message.Message) (string, error) {
-		if attemptOf(msg).instead != nil {
-			return msg.UUID, nil // the message of a step, which may be a copy
-		}
-		return key(msg)
-	}
+	once.Key = keyFunc(once.Key)
 	return once
+}
+
+// keyFunc returns what tells the handler's messages and those of a step, which are copies,
+// apart.
+func keyFunc(own middleware.KeyFunc) middleware.KeyFunc {
+	if own == nil {
+		own = middleware.ByUUID
+	}
+	return func(msg *message.Message) (string, error) {
+		if attemptOf(msg).instead != nil {
+			return msg.UUID, nil
+		}
+		return own(msg)
+	}
 }
 
 // stop ends the process as a deployment does.
 func (p *process) stop() error {
+	defer p.cancel()
 	err := p.router.Close()
 	return errors.Join(err, <-p.ended, p.db.Close())
 }
@@ -134,18 +146,18 @@ func newAttempt() *attempt {
 }
 
 // delivery is a message as a subscriber hands it out.
-func (c *checker) delivery(msg *message.Message, a *attempt) *message.Message {
+func (c *checker) delivery(ctx context.Context, msg *message.Message, a *attempt) *message.Message {
 	own := msg.Copy()
-	ctx := context.WithValue(context.WithoutCancel(c.Message.Context()), attemptKey{}, a)
+	ctx = context.WithValue(ctx, attemptKey{}, a)
 	// In a line of its own; by it an Inbox with batches tells when it has the message.
 	turn := &delivery.Turn{Line: delivery.NewLine(), Number: 1, Kept: func() { a.once.Do(func() { close(a.arrived) }) }}
-	own.SetContext(delivery.With(ctx, delivery.Info{Turn: turn, Position: "oncetest/" + msg.UUID}))
+	own.SetContext(delivery.With(ctx, delivery.Info{Turn: turn, Delay: new(delivery.Delay), Position: "oncetest/" + msg.UUID}))
 	return own
 }
 
 // send hands out a message.
 func (p *process) send(msg *message.Message, a *attempt) error {
-	own := p.c.delivery(msg, a)
+	own := p.c.delivery(p.ctx, msg, a)
 	select {
 	case p.feed <- own:
 		return nil
@@ -274,14 +286,17 @@ func (p *process) breaksNow() bool {
 func (p *process) commits() (before, after bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.phase != returned {
-		return false, false
-	}
-	p.phase = outside
 	if p.fired {
 		return false, false
 	}
-	before, after = p.fault.at == beforeCommit, p.fault.at == afterCommit
+	switch p.phase {
+	case outside: // Guard's claim
+		before, after = p.fault.at == beforeClaim, p.fault.at == afterClaim
+	case returned:
+		before, after = p.fault.at == beforeCommit, p.fault.at == afterCommit
+		p.phase = outside
+	case inHandler, lingers:
+	}
 	p.fired = before || after
 	return before, after
 }
@@ -312,13 +327,14 @@ func (p *process) keep(c *conn) {
 	p.conns = append(p.conns, c)
 }
 
-// die ends all connections.
+// die ends all connections, and the messages' contexts, so that nobody tries again.
 func (p *process) die() {
 	p.mu.Lock()
 	p.dead, p.now = true, false
 	conns := p.conns
 	p.conns = nil
 	p.mu.Unlock()
+	p.cancel()
 	for _, c := range conns {
 		c.cut()
 	}

@@ -11,7 +11,7 @@ type kind struct{ title, remedy string }
 
 var (
 	keyless = kind{"the message is not recognised when it is delivered again",
-		"let Once.Key return what is the same at each delivery, from the message alone: no time, no random number"}
+		"let Key return what is the same at each delivery, from the message alone: no time, no random number"}
 	failsAlone = kind{"the handler fails, although nothing went wrong",
 		"the error says why; the database must have what the handler expects to find"}
 	idle = kind{"the handler has no effect, so there is nothing to check",
@@ -31,6 +31,26 @@ var (
 	stuck = kind{"the message cannot be handled any more after a fault",
 		"the attempt that failed has left something that is in the way of the next: write all of it through oncemill.TxFromContext(msg.Context()), and keep nothing in memory from one run to the next"}
 )
+
+// The same under Guard, where the remedy is another one.
+var underGuard = map[kind]kind{
+	remains: {"rows are there although the effect is not settled",
+		"write rows that belong to the effect by Claim.OnSettle, and publish by returning messages: both are committed when the claim is settled"},
+	differs: {"the rows are others after a fault",
+		"write rows that belong to the effect by Claim.OnSettle, and keep nothing in memory from one run to the next"},
+	beside: {"an effect outside of Postgres happens more than once, or not at all",
+		"give the provider Claim.ProviderKey at each attempt, and let KeyLifetime be for how long it recognises that; without a provider that does, leave KeyLifetime 0, so that an effect in doubt is not tried again"},
+	stuck: {"the message cannot be handled any more after a fault",
+		"the attempt that failed has left something that is in the way of the next: return nil where the provider says that it has had this key before, and write rows by Claim.OnSettle"},
+}
+
+// kind returns what a finding is under the middleware of the case.
+func (c *checker) kind(k kind) kind {
+	if other, ok := underGuard[k]; ok && c.Guard != nil {
+		return other
+	}
+	return k
+}
 
 // A finding is one thing that is wrong, and the steps that show it.
 type finding struct {

@@ -15,6 +15,8 @@ const (
 	afterStatement       // and after it
 	failing              // Postgres refuses it
 	atReturn             // the process dies when the handler has returned
+	beforeClaim          // the COMMIT of Guard's claim does not arrive
+	afterClaim           // it does, and its answer does not
 	beforeCommit         // the COMMIT does not arrive
 	afterCommit          // it does, and its answer does not
 )
@@ -122,6 +124,9 @@ func (r *run) finish(ctx context.Context, p *process, last *attempt) error {
 	for range 3 {
 		if last.err == nil {
 			break
+		}
+		if err := r.endLeases(ctx); err != nil {
+			return err
 		}
 		var err error
 		if last, err = p.deliver(r.c.Message); err != nil {

@@ -241,8 +241,12 @@ func maySetRole(ctx context.Context, db *sql.DB) (bool, error) {
 	return err == nil, err
 }
 
-// forget deletes the claims of the runs.
+// forget deletes the claims of the runs, and what belongs to them.
 func (c *checker) forget(ctx context.Context) error {
-	_, err := c.DB.ExecContext(ctx, `DELETE FROM `+schema.Quote(c.schema)+`.claims WHERE starts_with(consumer, $1::text)`, c.prefix)
-	return err
+	for _, table := range []string{"claims", "parked", "events"} {
+		if _, err := c.DB.ExecContext(ctx, `DELETE FROM `+schema.Quote(c.schema)+`.`+table+` WHERE starts_with(consumer, $1::text)`, c.prefix); err != nil {
+			return err
+		}
+	}
+	return nil
 }
