@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync/atomic"
 )
 
@@ -22,6 +23,9 @@ func (c connector) Driver() driver.Driver { return c.p.c.DB.Driver() }
 // Connect is for database/sql.
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if c.p.isDead() {
+		if c.p.c.Guard != nil {
+			runtime.Goexit() // of what the process has died in: a claim is sought for seconds
+		}
 		return nil, errLost
 	}
 	b, err := borrow(ctx, c.p.c.DB)

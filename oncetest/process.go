@@ -195,6 +195,8 @@ func (p *process) observe(h message.HandlerFunc) message.HandlerFunc {
 			switch panicked := recover(); {
 			case panicked != nil:
 				err = fmt.Errorf("the handler panicked: %v", panicked)
+			case !finished && p.isDead():
+				err = errLost
 			case !finished:
 				err = errors.New("the handler has ended its goroutine: t.FailNow and t.Fatal are for the goroutine of the test")
 			}
