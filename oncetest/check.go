@@ -1,6 +1,7 @@
 package oncetest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -49,6 +50,9 @@ type Case struct {
 	// are none.
 	Outside func() int
 
+	// Timeout is how long one delivery may take. 0 means 30 seconds.
+	Timeout time.Duration
+
 	// Reset is called before each run, for what is outside of Postgres to be as it was
 	// before the first, such as a fake provider that knows idempotency keys. Optional.
 	Reset func()
@@ -96,7 +100,9 @@ func Check(t testing.TB, c Case) {
 	}
 	if err == nil {
 		err = k.check(ctx, t.Logf)
-		err = errors.Join(err, k.restore(ctx), k.forget(ctx))
+		if left := k.cleanUp(ctx); err == nil {
+			err = left
+		}
 	}
 	for _, f := range k.report.findings {
 		t.Error(f.String())
@@ -115,6 +121,9 @@ func (c *checker) validate() error {
 	case c.Message == nil:
 		return errors.New("Case.Message is nil: set it to a message for the handler")
 	}
+	if c.Timeout < 0 {
+		return fmt.Errorf("Case.Timeout is %v: must not be negative", c.Timeout)
+	}
 	if c.Guard != nil {
 		if c.Outside == nil {
 			return errors.New("Case.Outside is nil: set it to what counts the effects that the handler has under Case.Guard")
@@ -131,7 +140,7 @@ func (c *checker) validate() error {
 
 // prepare finds out what there is to compare.
 func (c *checker) prepare(ctx context.Context) (err error) {
-	c.schema = c.schemaName()
+	c.schema, c.Timeout = c.schemaName(), cmp.Or(c.Timeout, defaultTimeout)
 	if c.Topic == "" {
 		c.Topic = "returned"
 	}
@@ -237,6 +246,13 @@ func (c *checker) check(ctx context.Context, logf func(string, ...any)) error {
 	return nil
 }
 
+// cleanUp leaves nothing of the check, even if a handler hangs.
+func (c *checker) cleanUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	return errors.Join(c.restore(ctx), c.forget(ctx))
+}
+
 // one makes a run and judges it.
 func (c *checker) one(ctx context.Context, s step) error {
 	r := c.newRun(s)
@@ -299,7 +315,7 @@ func (c *checker) withoutFault(ctx context.Context) (statements []string, own in
 	}
 	p.watch = true
 	a, err := p.deliver(c.Message)
-	if err = errors.Join(err, p.stop()); err != nil {
+	if err = p.stop(err); err != nil {
 		return nil, 0, err
 	}
 	if c.want, err = r.look(ctx); err != nil {
@@ -360,7 +376,7 @@ func (c *checker) plainRun(ctx context.Context) (effects, error) {
 		return effects{}, err
 	}
 	_, err = p.deliver(c.Message)
-	if err = errors.Join(err, p.stop()); err != nil {
+	if err = p.stop(err); err != nil {
 		return effects{}, err
 	}
 	got, err := r.look(ctx)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"net/url"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -131,4 +133,18 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// as opens the database of a pool as another role.
+func as(t *testing.T, db *sql.DB, role string) *sql.DB {
+	t.Helper()
+	var name string
+	must(t, db.QueryRow(`SELECT current_database()`).Scan(&name))
+	u, err := url.Parse(os.Getenv(testenv.PostgresVariable))
+	must(t, err)
+	u.Path, u.User = "/"+name, url.UserPassword(role, "secret")
+	other, err := sql.Open("postgres", u.String())
+	must(t, err)
+	t.Cleanup(func() { other.Close() })
+	return other
 }

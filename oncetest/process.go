@@ -18,8 +18,13 @@ import (
 	"github.com/oncemill/oncemill/outbox"
 )
 
-// patience is for how long a delivery may take.
-const patience = 30 * time.Second
+const (
+	// defaultTimeout is how long a delivery may take, unless Case.Timeout says otherwise.
+	defaultTimeout = 30 * time.Second
+
+	// A router waits so long for handlers whose process is to end, when they are late.
+	closeTimeout = 5 * time.Second
+)
 
 // A process is what a consumer's process has: a router, an Inbox and a pool. When it dies,
 // none of its connections is there any more, and no new one can be had.
@@ -66,7 +71,7 @@ func (c *checker) start(ctx context.Context, consumer string, f fault, batch int
 		ours = c.guard(p.db, consumer).Middleware
 	}
 	var err error
-	if p.router, err = message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{}); err != nil {
+	if p.router, err = message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermill.NopLogger{}); err != nil {
 		return nil, errors.Join(err, p.db.Close())
 	}
 	p.router.AddMiddleware(p.observe, ours)
@@ -104,11 +109,14 @@ func keyFunc(own middleware.KeyFunc) middleware.KeyFunc {
 	}
 }
 
-// stop ends the process as a deployment does.
-func (p *process) stop() error {
+// stop ends the process, as a deployment does if err is nil. Else something hangs, and
+// connections that are cut set it free. It returns err, and what goes wrong itself.
+func (p *process) stop(err error) error {
 	defer p.cancel()
-	err := p.router.Close()
-	return errors.Join(err, <-p.ended, p.db.Close())
+	if err != nil {
+		p.die()
+	}
+	return errors.Join(err, p.router.Close(), <-p.ended, p.db.Close())
 }
 
 // subscriber is where a process gets its messages from.
@@ -161,7 +169,7 @@ func (p *process) send(msg *message.Message, a *attempt) error {
 	select {
 	case p.feed <- own:
 		return nil
-	case <-time.After(patience):
+	case <-time.After(p.c.Timeout):
 		return errors.New("the router takes no message")
 	}
 }
@@ -172,17 +180,20 @@ func (p *process) deliver(msg *message.Message) (*attempt, error) {
 	if err := p.send(msg, a); err != nil {
 		return a, err
 	}
-	return a, a.wait()
+	return a, p.c.wait(a)
 }
 
-func (a *attempt) wait() error { return within(a.over, "the delivery is neither acked nor nacked") }
+func (c *checker) wait(a *attempt) error {
+	return c.within(a.over, "the delivery is neither acked nor nacked")
+}
 
-func within(signal <-chan struct{}, otherwise string) error {
+// within waits for a signal.
+func (c *checker) within(signal <-chan struct{}, otherwise string) error {
 	select {
 	case <-signal:
 		return nil
-	case <-time.After(patience):
-		return fmt.Errorf("%s after %v: does the handler wait for a row that it has locked itself, in its transaction?", otherwise, patience)
+	case <-time.After(c.Timeout):
+		return fmt.Errorf("%s after %v (Case.Timeout): does the handler wait, on a connection of its own, for a row that its transaction has changed?", otherwise, c.Timeout)
 	}
 }
 
@@ -234,7 +245,7 @@ func (p *process) handle(msg *message.Message) ([]*message.Message, error) {
 		return nil, errLost
 	}
 	if a.until != nil {
-		if late := within(a.until, "the other delivery has not arrived"); late != nil {
+		if late := p.c.within(a.until, "the other delivery has not arrived"); late != nil {
 			return nil, late
 		}
 	}

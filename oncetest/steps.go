@@ -100,23 +100,23 @@ func usual(ctx context.Context, r *run) error {
 	}
 	a, err := p.deliver(r.c.Message)
 	if err != nil {
-		return errors.Join(err, p.stop())
+		return p.stop(err)
 	}
 	r.swallowed = r.step.own && r.step.fault.at != afterStatement && a.handlerOK && a.err != nil
 	if a.err != nil && r.step.fault.at != afterCommit {
 		if r.remains, err = r.look(ctx); err != nil {
-			return errors.Join(err, p.stop())
+			return p.stop(err)
 		}
 	}
 	if p.isDead() {
-		if err := p.stop(); err != nil {
+		if err := p.stop(nil); err != nil {
 			return err
 		}
 		if p, err = r.start(ctx, fault{}); err != nil {
 			return err
 		}
 	}
-	return errors.Join(r.finish(ctx, p, a), p.stop())
+	return p.stop(r.finish(ctx, p, a))
 }
 
 // finish delivers until the message is acked, and once more.
@@ -151,13 +151,13 @@ func twiceAtATime(processes int) func(context.Context, *run) error {
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, first.stop()) }()
+		defer func() { err = first.stop(err) }()
 		second := first
 		if processes == 2 {
 			if second, err = r.start(ctx, fault{}); err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, second.stop()) }()
+			defer func() { err = second.stop(err) }()
 		}
 		a, b := newAttempt(), newAttempt()
 		a.until, b.until = b.arrived, a.arrived
@@ -169,7 +169,7 @@ func twiceAtATime(processes int) func(context.Context, *run) error {
 				return err
 			}
 		}
-		if err := errors.Join(a.wait(), b.wait()); err != nil {
+		if err := errors.Join(r.c.wait(a), r.c.wait(b)); err != nil {
 			return err
 		}
 		if a.err == nil {
@@ -187,17 +187,17 @@ func inABatch(failure error) func(context.Context, *run) error {
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, p.stop()) }()
+		defer func() { err = p.stop(err) }()
 		begun, open := make(chan struct{}), make(chan struct{})
 		before := newAttempt()
 		before.instead = func() error {
 			close(begun)
-			return within(open, "the messages of a batch have not arrived")
+			return r.c.within(open, "the messages of a batch have not arrived")
 		}
 		if err := p.send(r.other("before"), before); err != nil {
 			return err
 		}
-		if err := within(begun, "a batch has not begun"); err != nil {
+		if err := r.c.within(begun, "a batch has not begun"); err != nil {
 			return err
 		}
 		a, b := newAttempt(), newAttempt()
@@ -206,10 +206,10 @@ func inABatch(failure error) func(context.Context, *run) error {
 			fellow = r.other("fellow")
 			b.instead = func() error { return failure }
 		}
-		err = errors.Join(p.send(r.c.Message, a), within(a.arrived, "the message has not arrived"),
-			p.send(fellow, b), within(b.arrived, "the other message has not arrived"))
+		err = errors.Join(p.send(r.c.Message, a), r.c.within(a.arrived, "the message has not arrived"),
+			p.send(fellow, b), r.c.within(b.arrived, "the other message has not arrived"))
 		close(open)
-		if err = errors.Join(err, before.wait(), a.wait(), b.wait()); err != nil {
+		if err = errors.Join(err, r.c.wait(before), r.c.wait(a), r.c.wait(b)); err != nil {
 			return err
 		}
 		return r.finish(ctx, p, a)

@@ -146,16 +146,23 @@ func (c *checker) restore(ctx context.Context) error {
 		return nil
 	}
 	if err := c.rewrite(ctx, now); err != nil {
-		return fmt.Errorf("bring the tables back to what they were before: %w", err)
+		return fmt.Errorf("the tables cannot be brought back to what they were before: %w%s", err, c.remedy())
 	}
 	if now, err = c.read(ctx); err != nil {
 		return err
 	}
 	if label := c.changed(now); label != "" {
-		return fmt.Errorf("table %s cannot be brought back to what it was before: something else writes to it, or a trigger does; "+
-			"give Check a database of its own, and a user that may set session_replication_role, such as a superuser", label)
+		return fmt.Errorf("table %s cannot be brought back to what it was before: something else writes to it: give Check a database of its own%s", label, c.remedy())
 	}
 	return nil
+}
+
+// remedy is for what triggers and foreign keys may have done.
+func (c *checker) remedy() string {
+	if c.quiet {
+		return ""
+	}
+	return " (triggers and foreign keys may be in the way: let Case.DB connect as a user that may set session_replication_role, such as a superuser)"
 }
 
 // changed returns a table that is not as it was before the first run, "" if there is none.
