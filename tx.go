@@ -388,7 +388,7 @@ func TxFromContext(ctx context.Context) (tx Tx, ok bool) {
 
 // ContextWithTx returns ctx with tx in it, as Once would hand it to a handler.
 // It is for unit tests: begin a transaction, call the handler, look at what it
-// wrote, roll back. Raw is not available in it.
+// wrote, roll back; oncetest.Handle does that. Raw is not available in it.
 func ContextWithTx(ctx context.Context, tx *sql.Tx) context.Context {
 	return txn.With(ctx, &txn.Handle{Executor: Tx{&txState{tx: tx}}})
 }

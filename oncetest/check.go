@@ -81,10 +81,11 @@ type checker struct {
 	report   report
 }
 
-// Check runs a handler again and again behind middleware.Once, or Case.Guard, with one fault in each run:
+// Check runs a handler again and again behind middleware.Once, with one fault in each run:
 // the process dies before and after each of its statements, before and after its COMMIT,
 // Postgres refuses a statement, the message is delivered twice, one after the other and at
-// the same time, alone and in batches. Each time the message is delivered again until it is
+// the same time, alone and in batches. With Case.Guard, the process dies before and after
+// the COMMITs of the claim and of what settles it, and leases are over at once. Each time the message is delivered again until it is
 // acked, and once more. Then all tables have to be as after a run in which nothing went
 // wrong: each effect once, and each message in the outbox once.
 //
@@ -125,6 +126,9 @@ func (c *checker) validate() error {
 		return fmt.Errorf("Case.Timeout is %v: must not be negative", c.Timeout)
 	}
 	if c.Guard != nil {
+		if c.Once.Key != nil || c.Once.Fingerprint != nil {
+			return errors.New("Case.Once and Case.Guard are both set: keep the one that the handler's router has")
+		}
 		if c.Outside == nil {
 			return errors.New("Case.Outside is nil: set it to what counts the effects that the handler has under Case.Guard")
 		}
@@ -248,7 +252,7 @@ func (c *checker) check(ctx context.Context, logf func(string, ...any)) error {
 
 // cleanUp leaves nothing of the check, even if a handler hangs.
 func (c *checker) cleanUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, defaultTimeout)
 	defer cancel()
 	return errors.Join(c.restore(ctx), c.forget(ctx))
 }
@@ -324,15 +328,18 @@ func (c *checker) withoutFault(ctx context.Context) (statements []string, own in
 	if err := c.restore(ctx); err != nil {
 		return nil, 0, err
 	}
+	ran, own, after := p.seen()
 	switch {
-	case len(p.late) > 0:
-		c.report.add(late, "", "", "it ran "+short(p.late[0]))
+	case len(after) > 0:
+		c.report.add(late, "", "", "it ran "+short(after[0]))
+	case a.err != nil && strings.Contains(a.err.Error(), "statement from different database used"): // in database/sql's words
+		c.report.add(otherPool, "", "", a.err.Error())
 	case a.err != nil:
 		c.report.add(failsAlone, "", "", a.err.Error())
 	case c.want.none():
 		c.report.add(idle, "", "", "no table has changed, the outbox neither")
 	default:
-		return p.ran, p.own, c.repeat(ctx)
+		return ran, own, c.repeat(ctx)
 	}
 	return nil, 0, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/oncetest"
 	"github.com/oncemill/oncemill/outbox"
@@ -93,6 +94,9 @@ func TestOtherSafeHandlersPass(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if name == "a message for later" {
+				testenv.NeedsSchema(t, 6)
+			}
 			c.DB, c.Message = database(t, "postgres"), order()
 			for _, report := range check(t, c) {
 				t.Error(report)
@@ -250,6 +254,17 @@ func TestEachKindOfUnsafeHandlerIsCaught(t *testing.T) {
 			handler: func(*sql.DB) message.HandlerFunc { return pay },
 			with:    oncetest.Case{Once: middleware.Once{Key: middleware.ByMetadata("missing")}},
 			want:    []string{"not recognised", "missing"},
+		},
+		"uses a statement prepared on its pool": {
+			handler: func(db *sql.DB) message.HandlerFunc {
+				stmt, _ := db.Prepare(`UPDATE accounts SET balance = 1`)
+				return oncetest.Consumer(func(msg *message.Message) error {
+					tx, _ := oncemill.TxFromContext(msg.Context())
+					_, err := tx.StmtContext(msg.Context(), stmt).ExecContext(msg.Context())
+					return err
+				})
+			},
+			want: []string{"prepared on its *sql.DB", "run its text through the Tx"},
 		},
 		"does nothing": {
 			handler: func(*sql.DB) message.HandlerFunc {

@@ -38,6 +38,12 @@
 // ids from a sequence, times and random UUIDs, are found by that and not compared. The
 // outbox is one of the tables. Then the rows are brought back to what they were before.
 //
+// With Case.Guard it is middleware.Guard that is tried out, for handlers whose effects are
+// outside of Postgres and are counted by Case.Outside. The process dies before and after the
+// COMMIT of its claim, when the handler has returned, and before and after the COMMIT that
+// settles the claim; then its lease is over at once. With a KeyLifetime each effect has to
+// be there once in the end, without one at most once, and with it all rows or none.
+//
 // # What it finds
 //
 //	rows that are written beside the       they stay after a rollback, or are there twice
@@ -51,8 +57,15 @@
 //	state in memory                        another effect when the handler runs again
 //	a key that is not the same each time   it is asked for twice
 //	nil from an aborted transaction        the run without a fault fails
+//	another provider key at each attempt   Case.Outside counts two effects, under Guard
+//	rows beside Claim.OnSettle, under      they stay, or are there twice
+//	Guard
 //
 // Each is reported with the steps that show it, what was found, and what to do.
+//
+// Check lends the handler transactions of a pool of its own, whose connections are those of
+// Case.DB. So a statement that was prepared on Case.DB, for oncemill.Tx.StmtContext, cannot
+// be used, which is reported.
 //
 // It does not see what two messages do to each other, what depends on the broker's metadata
 // of a delivery, nor an effect outside of Postgres that nobody counts.

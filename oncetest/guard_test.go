@@ -110,7 +110,9 @@ func TestAnUnsafeHandlerUnderGuardIsCaught(t *testing.T) {
 	wantReport(t, reports, "rows are there although the effect is not settled: table accounts", "OnSettle")
 	wantReport(t, reports, "the rows are others after a fault: table accounts", "column balance has 90; without a fault 95")
 
-	c.Outside = nil
+	c.Once.Key = middleware.ByUUID
+	wantReport(t, check(t, c), "fatal:", "Case.Once and Case.Guard are both set")
+	c.Once.Key, c.Outside = nil, nil
 	wantReport(t, check(t, c), "fatal:", "Case.Outside is nil")
 	c = charging(t, "postgres", middleware.Guard{KeyLifetime: time.Second}, providerKey)
 	wantReport(t, check(t, c), "fatal:", "Case.Guard", "KeyLifetime")

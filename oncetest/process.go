@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -326,6 +327,13 @@ func (p *process) hasLate() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.late) > 0
+}
+
+// seen returns what was run: in all, by the handler, and after its return.
+func (p *process) seen() (all []string, own int, after []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.ran), p.own, slices.Clone(p.late)
 }
 
 func (p *process) isDead() bool {

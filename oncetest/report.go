@@ -19,7 +19,9 @@ var (
 	late = kind{"a goroutine uses the transaction after the handler has returned",
 		"wait for the goroutines of the handler before it returns: the transaction is committed then, with what they have written by chance"}
 	unsteady = kind{"two runs in which nothing went wrong have different effects",
-		"what a handler keeps in memory, such as a map of what it has seen, outlives a rollback: keep it in a table, written through the transaction"}
+		"what a handler keeps in memory, such as a map of what it has seen, outlives a rollback: keep it in a table, written through the transaction; of a fake outside of Postgres that remembers, Case.Reset takes care"}
+	otherPool = kind{"the handler uses a statement that was prepared on its *sql.DB",
+		"run its text through the Tx: Once prepares by itself what is run often; Check lends handlers transactions of a pool of its own, in which such statements cannot be used"}
 	remains = kind{"an effect stays although the transaction was rolled back",
 		"write through oncemill.TxFromContext(msg.Context()), and publish messages made by message.NewMessageWithContext(msg.Context(), ...) through an outbox.Publisher without DB; what goes through a *sql.DB is committed by itself"}
 	differs = kind{"the effect is another one after a fault",
