@@ -7,7 +7,7 @@ import (
 )
 
 // For this long a goroutine that the handler has left may take to touch the transaction.
-const lingering = 250 * time.Millisecond
+const lingering = 500 * time.Millisecond
 
 // waitForGoroutines waits until the goroutines have ended that the calling one has started,
 // or until touched, or for so long as none is likely to come to the transaction any more.
