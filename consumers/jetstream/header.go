@@ -56,16 +56,18 @@ func encode(topic, uuid string, metadata message.Metadata, payload []byte, contr
 		return nil, fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	}
 	header := make(nats.Header, len(metadata)+2)
-	for name := range metadata {
+	for name, values := range multivalue.Headers(metadata) {
 		switch {
-		case multivalue.Folded(metadata, name): // its first value takes it along
 		case name == outbox.OrderingKeyMetadata:
 		case !control && strings.HasPrefix(name, serverHeaders):
 		default:
-			header[name] = multivalue.Values(metadata, name)
+			header[name] = values
 		}
 	}
 	if uuid != "" {
+		if trimmed(uuid) {
+			return nil, fmt.Errorf("%w: the UUID %q has white space around it, which a NATS header loses: the message would arrive under the UUID of another one; mend it", outbox.ErrRefused, uuid)
+		}
 		header[UUIDHeader] = []string{uuid}
 	}
 	if err := checkHeader(header); err != nil {
@@ -89,6 +91,10 @@ func checkHeader(header nats.Header) error {
 	}
 	return nil
 }
+
+// trimmed reports whether nats.go takes white space from a value. For metadata that does
+// not matter; of two messages with UUIDs that become the same, one would be a duplicate.
+func trimmed(value string) bool { return strings.Trim(value, " \t") != value }
 
 // validHeaderName allows what nats.go allows.
 func validHeaderName(name string) bool {

@@ -262,7 +262,11 @@ func TestBadRowsDoNotStopTheGoodOnes(t *testing.T) {
 		{func(r *outbox.Row) { r.Metadata = message.Metadata{"k": "a\r\nb: c"} }, true, "line break"},
 		{func(r *outbox.Row) { r.Metadata = message.Metadata{"k k": "v"} }, true, `"k k"`},
 		{func(r *outbox.Row) { r.UUID = "a\nb" }, true, "line break"},
+		{func(r *outbox.Row) { r.UUID = " a" }, true, "white space"},
+		{func(r *outbox.Row) { r.UUID = "a\t" }, true, "white space"},
+		{func(r *outbox.Row) { r.UUID, r.Metadata = "a ", message.Metadata{"k": "v", "k#2": "w"} }, true, "white space"},
 		{func(r *outbox.Row) { r.Topic = "" }, true, "no topic"},
+		{func(r *outbox.Row) { r.Topic = strings.Repeat("x", 100_000) }, true, "bytes are more than 3840"},
 		{func(r *outbox.Row) { r.Topic = "a b" }, true, "space"},
 		{func(r *outbox.Row) { r.Topic = b.topic("*") }, true, "pattern"},
 		{func(r *outbox.Row) { r.Topic = b.topic(">") }, true, "pattern"},
@@ -291,6 +295,9 @@ func TestBadRowsDoNotStopTheGoodOnes(t *testing.T) {
 		}
 		c := bad[i/2]
 		complains(t, err, c.words, fmt.Sprintf("outbox row %d", i))
+		if len(err.Error()) > 1000 { // the table keeps the beginning
+			t.Errorf("row %d: the error has %d bytes", i, len(err.Error()))
+		}
 		if errors.Is(err, outbox.ErrRefused) != c.refused || errors.Is(err, outbox.ErrUnavailable) {
 			t.Errorf("row %d: %v", i, err)
 		}

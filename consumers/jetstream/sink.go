@@ -71,7 +71,7 @@ func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	s.explain(ctx, b)
 	for i, err := range errs {
 		if err != nil {
-			errs[i] = fmt.Errorf("oncemill: jetstream: outbox row %d to %q: %w", rows[i].ID, rows[i].Topic, err)
+			errs[i] = fmt.Errorf("oncemill: jetstream: outbox row %d to %.200q: %w", rows[i].ID, rows[i].Topic, err)
 		}
 	}
 	return errs

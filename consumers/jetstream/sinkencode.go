@@ -69,7 +69,7 @@ func (e *encoder) plain(row *outbox.Row) bool {
 		e.set(name, value)
 	}
 	if row.UUID != "" {
-		if !goodValue(row.UUID) {
+		if !goodValue(row.UUID) || trimmed(row.UUID) {
 			return false
 		}
 		e.set(UUIDHeader, row.UUID)

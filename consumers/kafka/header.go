@@ -2,8 +2,6 @@ package kafka
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -57,13 +55,13 @@ func encode(topic, uuid string, metadata message.Metadata, payload []byte) (*kgo
 	if uuid != "" {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: UUIDHeader, Value: []byte(uuid)})
 	}
-	for _, name := range slices.Sorted(maps.Keys(metadata)) {
-		switch {
-		case name == outbox.OrderingKeyMetadata:
-			r.Key = []byte(metadata[name])
-		case name == UUIDHeader, multivalue.Folded(metadata, name):
+	for name, values := range multivalue.Headers(metadata) {
+		switch name {
+		case outbox.OrderingKeyMetadata:
+			r.Key = []byte(values[0])
+		case UUIDHeader:
 		default:
-			for _, value := range multivalue.Values(metadata, name) {
+			for _, value := range values {
 				r.Headers = append(r.Headers, kgo.RecordHeader{Key: name, Value: []byte(value)})
 			}
 		}

@@ -75,7 +75,7 @@ func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	s.producer.send(ctx, client, records, errs)
 	for i, err := range errs {
 		if err != nil {
-			errs[i] = fmt.Errorf("oncemill: kafka: outbox row %d to %q: %w", rows[i].ID, rows[i].Topic, err)
+			errs[i] = fmt.Errorf("oncemill: kafka: outbox row %d to %.200q: %w", rows[i].ID, rows[i].Topic, err)
 		}
 	}
 	return errs

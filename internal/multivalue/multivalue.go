@@ -6,8 +6,10 @@
 package multivalue
 
 import (
+	"iter"
+	"maps"
+	"slices"
 	"strconv"
-	"strings"
 )
 
 // Numbered is the metadata key of a header's n-th value, n > 1.
@@ -25,36 +27,32 @@ func Spread(metadata map[string]string, name string, further []string, taken fun
 	}
 }
 
-// Folded reports whether a metadata key is a further value of a header: "Name#3"
-// is, provided that "Name" and "Name#2" are there too, and that "Name" is not such
-// a value itself.
-func Folded(metadata map[string]string, key string) bool {
-	mark := strings.LastIndexByte(key, '#')
-	if mark < 1 {
-		return false
-	}
-	name := key[:mark]
-	n, err := strconv.Atoi(key[mark+1:])
-	if err != nil || n < 2 || Numbered(name, n) != key {
-		return false
-	}
-	for i := 2; i < n; i++ {
-		if _, ok := metadata[Numbered(name, i)]; !ok {
-			return false
+// Headers returns the headers that metadata makes, in the order of their names. "Name#3"
+// is a further value of the header "Name", provided that "Name" and "Name#2" are there
+// too, and that "Name" is not such a value itself.
+//
+// It looks at each key twice, however many values a header has: a message may come with a
+// hundred thousand.
+func Headers(metadata map[string]string) iter.Seq2[string, []string] {
+	return func(yield func(string, []string) bool) {
+		folded := make(map[string]bool)
+		for _, name := range slices.Sorted(maps.Keys(metadata)) { // a name comes before its numbered ones
+			if folded[name] {
+				continue
+			}
+			values := []string{metadata[name]}
+			for n := 2; name != ""; n++ {
+				key := Numbered(name, n)
+				further, ok := metadata[key]
+				if !ok {
+					break
+				}
+				folded[key] = true
+				values = append(values, further)
+			}
+			if !yield(name, values) {
+				return
+			}
 		}
-	}
-	_, ok := metadata[name]
-	return ok && !Folded(metadata, name)
-}
-
-// Values returns all values of the header whose first one is under name.
-func Values(metadata map[string]string, name string) []string {
-	values := []string{metadata[name]}
-	for n := 2; ; n++ {
-		further, ok := metadata[Numbered(name, n)]
-		if !ok {
-			return values
-		}
-		values = append(values, further)
 	}
 }
