@@ -243,6 +243,30 @@ func TestRefusedRowIsParkedAndTheOthersPass(t *testing.T) {
 	}
 }
 
+// A number of attempts that SQL has written does not fail the batch.
+func TestAttemptsDoNotOverflow(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	exec(t, db, `INSERT INTO oncemill.outbox (topic, attempts) VALUES ('refused', 2147483647), ('failed', 2147483647), ('refused', -2147483648), ('good', 0)`)
+	logger, _ := hearLog()
+	sink := newRecorder(func(row outbox.Row) error {
+		switch row.Topic {
+		case "refused":
+			return outbox.ErrRefused
+		case "failed":
+			return errors.New("no")
+		}
+		return nil
+	})
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink, Logger: logger})
+	if sum := relay.settled(t, 4); sum.Published != 1 || sum.Parked != 2 || sum.Deferred != 1 {
+		t.Errorf("batches are %+v", sum)
+	}
+	if got := value[string](t, db, `SELECT string_agg(attempts::text, ' ' ORDER BY id) FROM oncemill.outbox`); got != "2147483647 2147483647 -2147483647" {
+		t.Errorf("attempts are %s", got)
+	}
+}
+
 // A parked row can be tried again as the package comment says.
 func TestParkedRowIsTriedAgain(t *testing.T) {
 	t.Parallel()

@@ -84,7 +84,8 @@ func run(ids []int64) int {
 }
 
 // fail defers or parks rows. The clock is that of the statement, because the
-// transaction began before the rows were published.
+// transaction began before the rows were published. Attempts that SQL has written do not
+// overflow: that would fail the whole batch, for ever.
 func fail(ctx context.Context, tx *sql.Tx, table string, failed []failure) error {
 	if len(failed) == 0 {
 		return nil
@@ -105,7 +106,7 @@ func fail(ctx context.Context, tx *sql.Tx, table string, failed []failure) error
 	}
 	_, err = tx.ExecContext(ctx, `
 		UPDATE `+table+` AS o
-		SET attempts = o.attempts + 1,
+		SET attempts = least(o.attempts, 2147483646) + 1,
 		    last_error = f.error,
 		    parked_at = CASE WHEN f.park THEN clock_timestamp() END,
 		    not_before = CASE WHEN f.park THEN o.not_before ELSE clock_timestamp() + make_interval(secs => f.pause) END
