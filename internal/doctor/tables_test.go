@@ -30,6 +30,20 @@ func TestMessagesThatWaitAreNamed(t *testing.T) {
 	r.want(doctor.OK, "backlog")
 }
 
+// No clock has written these times, and nothing can be subtracted from them.
+func TestTimesThatCannotBeAreLookedAt(t *testing.T) {
+	t.Parallel()
+	for created, says := range map[string]string{"infinity": "1 message waits", "-infinity": "1 message waits", "294276-12-31": "1 message waits"} {
+		d := reader(t)
+		d.exec(`INSERT INTO oncemill.outbox (topic, created_at) VALUES ('orders', '` + created + `')`)
+		level := doctor.OK
+		if created == "-infinity" {
+			level = doctor.Warn
+		}
+		d.look("").want(level, "backlog", says)
+	}
+}
+
 func TestScheduledMessagesThatAreOverdueAreNamed(t *testing.T) {
 	t.Parallel()
 	d := reader(t)
