@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/internal/storedkey"
+	"github.com/oncemill/oncemill/outbox"
 )
 
 // Metadata that a dead letter has beside the message's own and those of
@@ -21,8 +24,8 @@ import (
 // subscriber_poisoned).
 const (
 	DeadConsumer = "oncemill-dead-consumer" // in whose name the message was claimed
-	DeadKey      = "oncemill-dead-key"      // under which key; missing where it had none of its own
-	DeadReused   = "oncemill-dead-reused"   // the key, where another message has it
+	DeadKey      = "oncemill-dead-key"      // under which key, as the table claims has it; missing where it had none of its own
+	DeadReused   = "oncemill-dead-reused"   // the same, where another message has the key
 	DeadErrors   = "oncemill-dead-errors"   // the number of handler errors
 	DeadUUID     = "oncemill-dead-uuid"     // the message's UUID; the letter has its own
 	DeadPosition = "oncemill-dead-position" // its place in the broker, where known
@@ -32,7 +35,7 @@ const (
 	DeadOffset    = deadPlace + "offset"    // the same
 )
 
-// deadPlace is in front of what a subscriber says of the message's place.
+// deadPlace is in front of what a subscriber says of the message's place, as of all else.
 const deadPlace = "oncemill-dead-"
 
 // grave is what a dead letter is filed under.
@@ -114,9 +117,14 @@ func (g grave) underReusedKey(msg *message.Message) grave {
 	return g
 }
 
-// deadLetterOf copies the message and notes why it was given up.
+// deadLetterOf copies the message and notes why it was given up. Metadata that a producer
+// has made up must not pass for ours, and none may delay the letter or keep it from being
+// published.
 func deadLetterOf(msg *message.Message, g grave) *message.Message {
 	letter := msg.Copy()
+	maps.DeleteFunc(letter.Metadata, func(name, _ string) bool {
+		return strings.HasPrefix(name, deadPlace) || name == outbox.DeliverAfterMetadata
+	})
 	ctx := msg.Context()
 	letter.Metadata.Set(wm.ReasonForPoisonedKey, printable(g.cause.Error()))
 	letter.Metadata.Set(wm.PoisonedTopicKey, message.SubscribeTopicFromCtx(ctx))
@@ -127,9 +135,9 @@ func deadLetterOf(msg *message.Message, g grave) *message.Message {
 	letter.Metadata.Set(DeadAt, time.Now().UTC().Format(time.RFC3339Nano))
 	switch {
 	case g.reused != "":
-		letter.Metadata.Set(DeadReused, headerSafe(g.reused))
+		letter.Metadata.Set(DeadReused, headerSafe(storedkey.Of(g.reused)))
 	case !strings.HasPrefix(g.key, reservedKey):
-		letter.Metadata.Set(DeadKey, headerSafe(g.key))
+		letter.Metadata.Set(DeadKey, headerSafe(storedkey.Of(g.key)))
 	}
 	info, _ := delivery.From(ctx)
 	if info.Position != "" {
@@ -161,16 +169,16 @@ func printable(s string) string {
 	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
-// headerSafe quotes what a broker's header could not carry.
+// headerSafe quotes what a broker's header could not carry, or not as it is.
 func headerSafe(s string) string {
-	if quoted := strconv.Quote(s); len(quoted) != len(s)+2 {
+	if quoted := strconv.Quote(s); len(quoted) != len(s)+2 || strings.TrimSpace(s) != s {
 		return quoted
 	}
 	return s
 }
 
-// reservedKey is in front of the keys that are made up here.
-const reservedKey = "oncemill:dead:"
+// reservedKey is in front of the keys that are made up here. Messages have none like that.
+const reservedKey = storedkey.Dead
 
 // keyWithoutKey is under which a message without a key is buried: its place in
 // the broker. Where that is not known, a dead letter may come twice, which is

@@ -268,6 +268,76 @@ func TestMessagesThatCanNeverRunAreDeadLettersAtOnce(t *testing.T) {
 	}
 }
 
+// A producer can put anything into headers. It cannot delay the letter of its message, or
+// keep it from being written, or have it say what is not so.
+func TestADeadLetterIsNotWhatItsMessageSaysItIs(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}}}, effect)
+	for i, after := range []string{"never", "9999-01-01T00:00:00Z"} {
+		msg := message.NewMessage("", nil)
+		msg.Metadata = message.Metadata{
+			outbox.DeliverAfterMetadata: after, consumers.DeadKey: "another's", consumers.DeadReused: "another's", consumers.DeadOffset: "7", "kept": "yes",
+		}
+		if !w.deliver(msg, delivery.Info{Position: fmt.Sprint(i)}) {
+			t.Fatalf("%s: not acked", after)
+		}
+	}
+	dead := letters(t, db)
+	if len(dead) != 2 {
+		t.Fatalf("%d dead letters, want 2", len(dead))
+	}
+	for _, letter := range dead {
+		for _, name := range []string{outbox.DeliverAfterMetadata, consumers.DeadKey, consumers.DeadReused, consumers.DeadOffset} {
+			if value, ok := letter[name]; ok {
+				t.Errorf("%s is %q", name, value)
+			}
+		}
+		if letter["kept"] != "yes" {
+			t.Errorf("metadata %v", letter)
+		}
+	}
+}
+
+// The key under which a message without one is given up is made up. Whoever sends a
+// message under that key does not make the other one look like a duplicate.
+func TestNoMessageTakesTheKeyOfADeadLetter(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}}}, effect)
+	for position, uuid := range map[string]string{"0": "oncemill:dead:position:1", "1": ""} {
+		if !w.deliver(message.NewMessage(uuid, nil), delivery.Info{Position: position}) {
+			t.Errorf("%q: not acked", uuid)
+		}
+	}
+	if n := count(t, db, `SELECT count(*) FROM effects`); n != 0 || len(letters(t, db)) != 2 {
+		t.Errorf("%d effects and the letters %v", n, letters(t, db))
+	}
+}
+
+// The key in a letter is what the table has, for the statement that deletes the claim, and
+// the letter is little larger than its message.
+func TestADeadLetterHasTheKeyOfItsClaim(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	w := newWorker(t, consumers.Stack{Once: middleware.Once{Inbox: &oncemill.Inbox{DB: db}}, MaxErrors: 1}, func(*message.Message) error {
+		return errors.New("no")
+	})
+	for _, uuid := range []string{strings.Repeat("x", 40_000), "\xff", "oncemill:x", "plain"} {
+		if !w.deliver(message.NewMessage(uuid, nil), delivery.Info{}) {
+			t.Fatalf("%.20q: not acked", uuid)
+		}
+	}
+	for _, letter := range letters(t, db) {
+		if n := count(t, db, `SELECT count(*) FROM oncemill.claims WHERE consumer = 'billing' AND key = $1 AND outcome = 'dead'`, letter[consumers.DeadKey]); n != 1 {
+			t.Errorf("%d claims have the key %q", n, letter[consumers.DeadKey])
+		}
+	}
+	if n := count(t, db, `SELECT max(pg_column_size(metadata::text)) FROM oncemill.outbox`); n > 42_100 {
+		t.Errorf("a letter has %d bytes of metadata", n)
+	}
+}
+
 func TestADeadLetterKeepsWhatNoHeaderCanHold(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/internal/storedkey"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -69,6 +71,9 @@ func (i identity) identify(msg *message.Message) (key string, opts oncemill.Clai
 	}
 	if key == "" {
 		return "", opts, fmt.Errorf("%w: Key returned an empty one for message %q", oncemill.ErrNoKey, msg.UUID)
+	}
+	if strings.HasPrefix(key, storedkey.Dead) {
+		return "", opts, fmt.Errorf("%w: keys must not begin with %s, as those of dead letters do, but that of message %q does: have the producer choose another one", oncemill.ErrNoKey, storedkey.Dead, msg.UUID)
 	}
 	if i.fingerprint != nil {
 		if opts.Fingerprint, err = i.fingerprint(msg); err != nil {

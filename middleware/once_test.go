@@ -339,6 +339,7 @@ func TestAMessageWithoutAKeyIsRefused(t *testing.T) {
 		"default":   nil,
 		"empty":     func(*message.Message) (string, error) { return "", nil },
 		"any error": func(*message.Message) (string, error) { return "", errors.New("no") },
+		"reserved":  func(*message.Message) (string, error) { return "oncemill:dead:position:1", nil },
 	} {
 		once := f.once()
 		once.Key = key

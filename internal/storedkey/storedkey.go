@@ -18,6 +18,10 @@ const (
 	// reserved is in front of every stored key that is not the caller's own.
 	reserved = "oncemill:"
 
+	// Dead is in front of the keys under which messages are given up that have none of
+	// their own, or another's. A message whose own key began so could pass for one.
+	Dead = reserved + "dead:"
+
 	hexPrefix  = reserved + "hex:"
 	hashPrefix = reserved + "sha256:"
 )
