@@ -45,7 +45,7 @@ var _ outbox.Sink = (*Sink)(nil)
 // a stream has acknowledged:
 //
 //   - outbox.ErrRefused: the row is larger than the server or the stream takes,
-//     its topic is no subject, or a header cannot carry its metadata;
+//     its topic is no subject, or a header cannot carry its metadata or UUID;
 //   - outbox.ErrUnavailable: not connected, no acknowledgement before ctx ended,
 //     or the stream is there but has no leader;
 //   - another error: no stream captures the subject, the stream is full.
