@@ -398,6 +398,7 @@ func moveAndWait(t *testing.T, url string) {
 // The schedule waits for a database that goes away, and says so once.
 func TestScheduledMessagesAreSentWhenTheDatabaseIsBack(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "a connection that ends with the session behind it")
 	testenv.NeedsSchema(t, 6)
 	db, url := database(t)
 	own := testenv.Open(t, url)
@@ -456,6 +457,7 @@ func TestARelayWithoutRightsOnScheduledRowsStillRelays(t *testing.T) {
 // some column.
 func TestTheLeastRightsOfARelayThatSchedulesAndKeeps(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "SET ROLE")
 	testenv.NeedsSchema(t, 6)
 	db, url := database(t)
 	role := powerlessRole(t, db)

@@ -182,6 +182,7 @@ func TestSummaryGroupsByTopicAndError(t *testing.T) {
 // dedup ids that the broker does not know.
 func TestRetrySendsWhatWasParkedInTheOrderOfItsKey(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN")
 	eachDriver(t, func(t *testing.T, db *sql.DB, address string) {
 		parkSome(t, db)
 		dedupIDs := func() map[int64]string {

@@ -34,6 +34,7 @@ func replay(t *testing.T, db *sql.DB, r outbox.Replay) int64 {
 // What was published is kept as it was, and comes again as it was but for its dedup id.
 func TestKeptRowsAreReplayedAsTheyWere(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "LISTEN")
 	testenv.NeedsSchema(t, 6)
 	eachDriver(t, func(t *testing.T, db *sql.DB, address string) {
 		exec(t, db, `INSERT INTO oncemill.outbox (topic, uuid, metadata, ordering_key, payload, created_at) VALUES

@@ -109,6 +109,7 @@ func TestDoctorLooksAtWhatItCanReach(t *testing.T) {
 // A connection string that makes every transaction read-only takes nothing from it.
 func TestDoctorNeedsNoWrite(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "a setting of the connection string")
 	u, err := url.Parse(testenv.PostgresURL(t))
 	must(t, err)
 	query := u.Query()
