@@ -15,15 +15,17 @@ var outboxRetryCommand = command{
 	summary: "have parked messages tried again",
 	help: `
 Have parked messages tried again at once, as if they had never failed. First see to it
-that the broker takes them now: that the stream has their subject, or lets them be as
-large as they are. Each keeps its place among those of its ordering key, which wait for
-it.
+that the broker takes them now: that it lets them be as large as they are. Each keeps its
+place among those of its ordering key, which wait for it.
 
   oncemill outbox retry --topic 'orders.*' --dry-run
-  oncemill outbox retry --error 'no such subject'
+  oncemill outbox retry --error max_payload
   oncemill outbox retry --all
 
-With --deferred it is those that are going to be tried again in any case, at once.
+With --deferred it is those that are going to be tried again in any case, at once. Those
+whose subject no stream captures are among them: they are not parked.
+
+  oncemill outbox retry --deferred --error 'no stream captures'
 
 Messages that a relay has in its hands just then are left out, and counted. None of the
 flags that say which is read from the environment.`,

@@ -23,7 +23,8 @@ outbox retry or oncemill outbox drop. BEHIND is how many messages with the same 
 key wait for one.
 
   oncemill outbox list
-  oncemill outbox list --topic 'orders.*' --error 'too large'
+  oncemill outbox list --topic 'orders.*' --error max_payload
+  oncemill outbox list --deferred --error 'no stream captures'
   oncemill outbox list --summary
 
 With --deferred it lists those that failed and are going to be tried again, and with
