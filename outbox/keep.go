@@ -92,7 +92,7 @@ func (r *Relay) checkKeep(ctx context.Context) error {
 // purgeKept deletes rows that were published longer ago than keep, until ctx ends.
 func (r *Relay) purgeKept(ctx context.Context, keep time.Duration) {
 	p := purger{Relay: r, keep: keep, trouble: trouble{
-		what: "outbox relay: cannot delete messages that were kept for long enough, will try again until it can", over: "outbox relay: deletes messages that were kept again",
+		what: "outbox relay: cannot delete messages that were kept for long enough, will try again until it can", over: "outbox relay: deleting kept messages works again",
 	}}
 	for ctx.Err() == nil {
 		begun := time.Now()

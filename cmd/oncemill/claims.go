@@ -108,7 +108,7 @@ func (o claimsOptions) printBlocked(ctx context.Context, inbox *oncemill.Inbox, 
 		return printJSON(stdout, all)
 	}
 	if len(all) == 0 {
-		return printNothing(ctx, inbox, stdout, *o.consumer, fmt.Sprintf("was blocked in the last %v", *o.since))
+		return printNothing(ctx, inbox, stdout, *o.consumer, "nothing", fmt.Sprintf("was blocked in the last %v", *o.since))
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "CONSUMER\tBLOCKED\tEFFECTS\tAMOUNT\tCURRENCY")
@@ -142,7 +142,7 @@ func (o claimsOptions) printInDoubt(ctx context.Context, inbox *oncemill.Inbox, 
 		}
 		if len(claims) < page {
 			if total == 0 && !*o.json && err == nil {
-				return printNothing(ctx, inbox, stdout, *o.consumer, "is in doubt")
+				return printNothing(ctx, inbox, stdout, *o.consumer, "nothing", "is in doubt")
 			}
 			return err
 		}
@@ -150,11 +150,11 @@ func (o claimsOptions) printInDoubt(ctx context.Context, inbox *oncemill.Inbox, 
 	}
 }
 
-// printNothing says of which consumer there is nothing to list, and whether there is such
+// printNothing says that there is nothing to list, of which consumer, and whether there is such
 // a consumer.
-func printNothing(ctx context.Context, inbox *oncemill.Inbox, stdout io.Writer, consumer, what string) error {
+func printNothing(ctx context.Context, inbox *oncemill.Inbox, stdout io.Writer, consumer, what, does string) error {
 	if consumer == "" {
-		_, err := fmt.Fprintf(stdout, "nothing %s\n", what)
+		_, err := fmt.Fprintf(stdout, "%s %s\n", what, does)
 		return err
 	}
 	unknown := ""
@@ -165,7 +165,7 @@ func printNothing(ctx context.Context, inbox *oncemill.Inbox, stdout io.Writer, 
 	if !known {
 		unknown = ": it has no claims and no events at all (is that its name?)"
 	}
-	_, err = fmt.Fprintf(stdout, "nothing of consumer %s %s%s\n", shown(consumer), what, unknown)
+	_, err = fmt.Fprintf(stdout, "%s of consumer %s %s%s\n", what, shown(consumer), does, unknown)
 	return err
 }
 

@@ -85,7 +85,7 @@ func (o claimsListOptions) run(ctx context.Context, stdout, stderr io.Writer) er
 	case err != nil:
 		return err
 	case l.left == *o.limit && !*o.json:
-		return printNothing(ctx, inbox, stdout, *o.consumer, "is to be listed")
+		return printNothing(ctx, inbox, stdout, *o.consumer, "no claims", "match")
 	case l.left == 0:
 		_, err = fmt.Fprintf(stderr, "these are the first %d: there may be more (--limit)\n", *o.limit)
 	}

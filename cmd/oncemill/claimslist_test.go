@@ -83,7 +83,7 @@ func (d *doubtful) various() {
 func TestClaimsListListsEveryKindOfClaim(t *testing.T) {
 	t.Parallel()
 	d := newDoubtful(t)
-	d.wantIn(d.run("claims", "list"), "nothing is to be listed")
+	d.wantIn(d.run("claims", "list"), "no claims match")
 	d.various()
 	got := make(map[string]listed)
 	for _, one := range d.list() {
@@ -106,8 +106,8 @@ func TestClaimsListListsEveryKindOfClaim(t *testing.T) {
 	d.wantKeys([]string{"order 1"}, "--outcome", "settled")
 	d.wantKeys([]string{"flying", "doubtful"}, "--outcome", "unsettled")
 	d.wantKeys([]string{"doubtful"}, "--outcome", "unsettled", "--key", "d")
-	d.wantIn(d.run("claims", "list", "--consumer", "bilings"), "nothing of consumer bilings is to be listed: it has no claims and no events at all")
-	d.wantIn(d.run("claims", "list", "--consumer", "billing", "--key", "x"), "nothing of consumer billing is to be listed\n")
+	d.wantIn(d.run("claims", "list", "--consumer", "bilings"), "no claims of consumer bilings match: it has no claims and no events at all")
+	d.wantIn(d.run("claims", "list", "--consumer", "billing", "--key", "x"), "no claims of consumer billing match\n")
 }
 
 func TestClaimsListShowsKeysAsTheyWereGiven(t *testing.T) {

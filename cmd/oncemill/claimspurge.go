@@ -124,7 +124,7 @@ func (o claimsPurgeOptions) count(ctx context.Context, inbox *oncemill.Inbox, st
 	case err != nil:
 		return err
 	case n == 0:
-		return printNothing(ctx, inbox, stdout, *o.consumer, fmt.Sprintf("is older than %v", *o.olderThan))
+		return printNothing(ctx, inbox, stdout, *o.consumer, "nothing", fmt.Sprintf("is older than %v", *o.olderThan))
 	}
 	_, err = fmt.Fprintf(stdout, "would forget %d claims of consumer %s, the oldest of %s; messages from before %s that have no claim would be refused\n",
 		n, shown(*o.consumer), timeOrDash(oldest.Time), timeOrDash(time.Now().Add(-*o.olderThan)))
@@ -156,7 +156,7 @@ func (o claimsPurgeOptions) purge(ctx context.Context, inbox *oncemill.Inbox, st
 	case err != nil:
 		return err
 	case n == 0 && left == 0:
-		return printNothing(ctx, inbox, stdout, *o.consumer, fmt.Sprintf("is older than %v", *o.olderThan))
+		return printNothing(ctx, inbox, stdout, *o.consumer, "nothing", fmt.Sprintf("is older than %v", *o.olderThan))
 	case left > 0:
 		return fmt.Errorf("forgot %d claims, and left others that another process holds or purges at this moment: run it again later", n)
 	}

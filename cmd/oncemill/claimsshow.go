@@ -170,7 +170,11 @@ func (s *shownClaim) print(stdout io.Writer, schemaName string) error {
 	if err := w.Flush(); err != nil || len(s.Events) == 0 {
 		return err
 	}
-	fmt.Fprintf(w, "\nthe last %d events (oncemill claims events has all of them)\n", len(s.Events))
+	last := "last event"
+	if n := len(s.Events); n > 1 {
+		last = fmt.Sprintf("last %d events", n)
+	}
+	fmt.Fprintf(w, "\nthe %s (oncemill claims events has all of them)\n", last)
 	return printEventRows(w, s.Events, true)
 }
 

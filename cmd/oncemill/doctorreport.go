@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -71,8 +72,12 @@ func (r *doctorReport) end(broker bool) error {
 	if r.err != nil {
 		return r.err
 	}
-	if n := r.count[doctor.Fail]; n > 0 {
-		return fmt.Errorf("%d of the findings are FAIL", n)
+	switch n := r.count[doctor.Fail]; n {
+	case 0:
+		return nil
+	case 1:
+		return errors.New("1 finding is FAIL")
+	default:
+		return fmt.Errorf("%d findings are FAIL", n)
 	}
-	return nil
 }

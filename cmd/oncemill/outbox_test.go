@@ -30,13 +30,13 @@ func newTables(t *testing.T) *tables {
 	_, err := db.Exec(`
 		INSERT INTO oncemill.outbox (id, topic, uuid, ordering_key, metadata, payload, created_at, attempts, parked_at, not_before, last_error) VALUES
 		(1, 'orders', 'order-1041', 'customer-7', '{}', 'x', '2026-11-30T08:59Z', 1, '2026-11-30T09:00Z', NULL,
-			'message refused: 1048701 bytes of payload and headers are more than the server''s max_payload of 1048576'),
+			'oncemill: jetstream: outbox row 1 to "orders": message refused: 1048701 bytes of payload and headers are more than the server''s max_payload of 1048576'),
 		(2, 'orders', 'order-1042', 'customer-7', '{}', 'x', '2026-11-30T09:00Z', 0, NULL, NULL, NULL),
 		(3, 'orders', 'order-1043', 'customer-7', '{}', 'x', '2026-11-30T09:00Z', 0, NULL, NULL, NULL),
-		(4, 'invoices', 'invoice-12', NULL, '{"tenant": "acme"}', '{"invoice": 12}', '2026-11-30T09:00Z', 1, '2026-11-30T09:05Z', NULL, 'message refused: topic has a space'),
-		(5, 'invoices', 'invoice-13', NULL, '{}', 'x', '2026-11-30T09:00Z', 1, '2026-11-30T09:06Z', NULL, 'message refused: topic has a space'),
+		(4, 'invoices', 'invoice-12', NULL, '{"tenant": "acme"}', '{"invoice": 12}', '2026-11-30T09:00Z', 1, '2026-11-30T09:05Z', NULL, 'oncemill: jetstream: outbox row 4 to "invoices": message refused: topic has a space'),
+		(5, 'invoices', 'invoice-13', NULL, '{}', 'x', '2026-11-30T09:00Z', 1, '2026-11-30T09:06Z', NULL, 'oncemill: jetstream: outbox row 5 to "invoices": message refused: topic has a space'),
 		(6, 'orders.old', 'order-17', '\x00ff', '{}', 'x', '2026-11-30T09:00Z', 3, '2026-11-30T09:07Z', NULL,
-			'message refused: 2097152 bytes of payload and headers are more than the server''s max_payload of 1048576'),
+			'oncemill: jetstream: outbox row 6 to "orders.old": message refused: 2097152 bytes of payload and headers are more than the server''s max_payload of 1048576'),
 		(7, 'orders', 'order-1044', NULL, '{}', 'x', '2026-11-30T09:00Z', 2, NULL, 'infinity', 'timeout');
 		SELECT setval(pg_get_serial_sequence('oncemill.outbox', 'id'), 7);
 		INSERT INTO oncemill.scheduled (topic, uuid, ordering_key, deliver_after) VALUES
@@ -139,6 +139,14 @@ func TestOutboxListWritesJSON(t *testing.T) {
 	}
 	out, _ = s.run("outbox", "list", "--deferred")
 	if !strings.Contains(out, "NEXT ATTEMPT") || !strings.Contains(out, "never") || !strings.Contains(out, "1 deferred message\n") {
+		t.Errorf("got\n%s", out)
+	}
+	out, _ = s.run("outbox", "list", "--deferred", "--topic", "orders")
+	if !strings.HasSuffix(out, "\n1 deferred message that matches\n") {
+		t.Errorf("got\n%s", out)
+	}
+	out, _ = s.run("outbox", "list", "--scheduled", "--summary")
+	if fields := strings.Fields(out); strings.Contains(out, "ERROR") || !strings.Contains(strings.Join(fields, " "), "MESSAGES TOPIC FIRST DUE LAST DUE 2 orders.reminder") {
 		t.Errorf("got\n%s", out)
 	}
 	out, _ = s.run("outbox", "list", "--topic", "nothing")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -101,7 +102,11 @@ func (o outboxListOptions) print(ctx context.Context, admin *outbox.Admin, filte
 // printTotal says how many there are, and which were looked for if there are none.
 func printTotal(stdout io.Writer, filter outbox.Filter, total int64, groups string) error {
 	those := ""
-	if !isAll(filter) {
+	switch {
+	case isAll(filter):
+	case total == 1:
+		those = " that matches"
+	default:
 		those = " that match"
 	}
 	_, err := fmt.Fprintf(stdout, "%s%s%s\n", messages(total, filter.State), those, groups)
@@ -130,12 +135,18 @@ func printEntries(stdout io.Writer, state outbox.State, entries []outbox.Entry, 
 	for _, e := range entries {
 		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s", e.ID, shown(e.Topic), shownKey(e.OrderingKey), shown(e.UUID), shownSince(e.Since))
 		if failed {
-			fmt.Fprintf(table, "\t%d\t%d\t%s", e.Attempts, e.Behind, oneline.Of(e.Error, mostReason))
+			fmt.Fprintf(table, "\t%d\t%d\t%s", e.Attempts, e.Behind, oneline.Of(withoutRow(e.Error), mostReason))
 		}
 		fmt.Fprintln(table)
 	}
 	return table.Flush()
 }
+
+// rowPrefix is where an error names the package, the row and its topic.
+var rowPrefix = regexp.MustCompile(`^(?:oncemill: )?(?:jetstream|kafka): outbox row \d+ to "(?:[^"\\]|\\.)*": `)
+
+// withoutRow is an error without what other columns of the table say.
+func withoutRow(text string) string { return rowPrefix.ReplaceAllString(text, "") }
 
 // shownKey is an ordering key as --key takes it.
 func shownKey(key []byte) string {
@@ -209,11 +220,20 @@ func (o outboxListOptions) printSummary(ctx context.Context, admin *outbox.Admin
 		return printJSON(stdout, listedGroups(found))
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	if len(found) > 0 {
+	failed := filter.State != outbox.Scheduled
+	switch {
+	case len(found) == 0:
+	case failed:
 		fmt.Fprintln(table, "MESSAGES\tTOPIC\tFIRST\tLAST\tERROR")
+	default:
+		fmt.Fprintln(table, "MESSAGES\tTOPIC\tFIRST DUE\tLAST DUE")
 	}
 	for _, g := range found {
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", g.Rows, shown(g.Topic), shownSince(g.First), shownSince(g.Last), oneline.Of(g.Error, mostReason))
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s", g.Rows, shown(g.Topic), shownSince(g.First), shownSince(g.Last))
+		if failed {
+			fmt.Fprintf(table, "\t%s", oneline.Of(withoutRow(g.Error), mostReason))
+		}
+		fmt.Fprintln(table)
 	}
 	if err := table.Flush(); err != nil {
 		return err
