@@ -137,6 +137,20 @@ func unknownCommand(name string) error {
 	return usagef("there is no command %q (%s)", name, names())
 }
 
+// unknownSubcommand says which words a command's name goes on with. The word is repeated
+// only if it looks like one.
+func unknownSubcommand(name, word string) error {
+	if strings.ContainsAny(word, ":/@=") {
+		word = "of that name"
+	} else {
+		word = fmt.Sprintf("%q", name+" "+word)
+	}
+	if words := subcommands(name); len(words) > 0 {
+		return usagef("there is no command %s (%s takes flags, or one of %s)", word, name, strings.Join(words, ", "))
+	}
+	return usagef("there is no command %s (%s takes flags)", word, name)
+}
+
 func names() string {
 	var all []string
 	for _, cmd := range commands() {
@@ -167,10 +181,13 @@ func help(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, programHelp())
 		return exitOK
 	}
-	name, _ := withSubcommand(args)
+	name, rest := withSubcommand(args)
 	cmd, ok := find(name)
 	if !ok {
 		return fail(stderr, "oncemill", unknownCommand(name))
+	}
+	if len(rest) > 0 && !strings.HasPrefix(rest[0], "-") {
+		return fail(stderr, "oncemill", unknownSubcommand(name, rest[0]))
 	}
 	f := newFlags(cmd)
 	cmd.prepare(f)
