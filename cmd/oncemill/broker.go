@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -27,7 +29,12 @@ type brokerOptions struct {
 }
 
 func (f *flags) broker() brokerOptions {
-	return brokerOptions{given: f.given, nats: f.nats(), kafka: f.kafka(), routes: f.routes()}
+	return f.brokerUnless("(default " + nats.DefaultURL + ")")
+}
+
+// brokerUnless is broker, and unlessNATS is what the help says of no --nats-url.
+func (f *flags) brokerUnless(unlessNATS string) brokerOptions {
+	return brokerOptions{given: f.given, nats: f.nats(unlessNATS), kafka: f.kafka(), routes: f.routes()}
 }
 
 // check checks the flags and returns what connects to the broker that they name.

@@ -81,7 +81,7 @@ func prepareDoctor(f *flags) action {
 		streams:   f.names("stream", "JetStream streams to look at as well, separated by commas"),
 		topics:    f.names("topic", "topics to look at as well, separated by commas"),
 		json:      f.toggle("json", "write a JSON object a line instead of text"),
-		broker:    f.broker(),
+		broker:    f.brokerUnless("(without a flag for NATS it is not\nlooked at)"),
 	}
 	return func(ctx context.Context, stdout, _ io.Writer) error { return o.run(ctx, stdout) }
 }

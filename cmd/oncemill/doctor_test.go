@@ -121,6 +121,17 @@ func TestDoctorNeedsNoWrite(t *testing.T) {
 	}
 }
 
+// Without the flag no broker is looked at, so there is no default.
+func TestTheDoctorsHelpHasNoDefaultBroker(t *testing.T) {
+	t.Parallel()
+	if _, stdout, _ := call(t, nil, "doctor", "--help"); strings.Contains(stdout, "(default nats://") {
+		t.Error(stdout)
+	}
+	if _, stdout, _ := call(t, nil, "relay", "--help"); !strings.Contains(stdout, "(default nats://127.0.0.1:4222)") {
+		t.Error(stdout)
+	}
+}
+
 func TestDoctorNamesWrongFlags(t *testing.T) {
 	t.Parallel()
 	address := "postgres://app:" + secret + "@127.0.0.1:1/app?sslmode=disable"

@@ -21,9 +21,9 @@ type natsOptions struct {
 	url, creds, ca, cert, key *string
 }
 
-func (f *flags) nats() natsOptions {
+func (f *flags) nats(unless string) natsOptions {
 	o := natsOptions{
-		url:   f.text("nats-url", "URL", "the NATS servers, separated by commas (default "+nats.DefaultURL+")"),
+		url:   f.text("nats-url", "URL", "the NATS servers, separated by commas "+unless),
 		creds: f.text("nats-creds", "FILE", "credentials for NATS, as nsc writes them"),
 		ca:    f.text("nats-tls-ca", "FILE", "certificate authority of the NATS servers, in PEM"),
 		cert:  f.text("nats-tls-cert", "FILE", "certificate to show to the NATS servers, in PEM; needs --nats-tls-key"),
