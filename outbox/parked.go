@@ -35,6 +35,10 @@ const (
 	// Deferred rows have failed and wait for their next attempt.
 	Deferred State = "deferred"
 
+	// Waiting rows have not failed: a relay sends them, or they wait behind another one of
+	// their ordering key. No Filter is for them.
+	Waiting State = "waiting"
+
 	// Scheduled rows are not due yet. They are in a table of their own, which is there from
 	// schema version 6 on.
 	Scheduled State = "scheduled"

@@ -102,6 +102,22 @@ func (a *Admin) Count(ctx context.Context, f Filter) (n int64, err error) {
 	return n, nil
 }
 
+// StateOf returns what the row of the outbox with an id is: Parked, Deferred or Waiting. ""
+// means that there is none.
+func (a *Admin) StateOf(ctx context.Context, id int64) (state State, err error) {
+	query := `
+		SELECT CASE WHEN ` + Parked.where() + ` THEN 'parked' WHEN ` + Deferred.where() + ` THEN 'deferred' ELSE 'waiting' END
+		FROM ` + a.table("outbox") + ` WHERE id = $1::bigint`
+	err = a.in(ctx, func(tx *sql.Tx) error { return tx.QueryRowContext(ctx, query, id).Scan(&state) })
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("outbox: look for row %d: %w", id, err)
+	}
+	return state, nil
+}
+
 // A Group is the rows that have the same topic and the same error. Errors that differ in
 // numbers alone, as in the size of a message, are the same.
 type Group struct {

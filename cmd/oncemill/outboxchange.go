@@ -89,6 +89,9 @@ func (o changeOptions) retry(ctx context.Context, stdout io.Writer) error {
 		return wouldBe(ctx, admin, filter, "tried again", stdout)
 	}
 	changed, err := admin.Retry(ctx, filter)
+	if err == nil && filter.ID != 0 && changed.Rows == 0 && changed.Skipped == 0 {
+		err = whatIsIt(ctx, admin, filter)
+	}
 	if err != nil && changed.Rows == 0 {
 		return err
 	}
@@ -113,6 +116,9 @@ func (o changeOptions) drop(ctx context.Context, stdout, stderr io.Writer) error
 	}
 	encoder := json.NewEncoder(stdout)
 	changed, err := admin.Drop(ctx, filter, func(e outbox.Entry) error { return encoder.Encode(o.dropped(e)) })
+	if err == nil && filter.ID != 0 && changed.Rows == 0 && changed.Skipped == 0 {
+		err = whatIsIt(ctx, admin, filter)
+	}
 	if err != nil && changed.Rows == 0 {
 		return err
 	}
@@ -150,11 +156,33 @@ func (o changeOptions) dropped(e outbox.Entry) droppedEntry {
 
 func wouldBe(ctx context.Context, admin *outbox.Admin, filter outbox.Filter, what string, stdout io.Writer) error {
 	n, err := admin.Count(ctx, filter)
+	if err == nil && n == 0 && filter.ID != 0 {
+		err = whatIsIt(ctx, admin, filter)
+	}
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(stdout, "%s would be %s\n", messages(n, filter.State), what)
 	return err
+}
+
+// whatIsIt says why the one row that a filter names does not match.
+func whatIsIt(ctx context.Context, admin *outbox.Admin, filter outbox.Filter) error {
+	state, err := admin.StateOf(ctx, filter.ID)
+	if err != nil {
+		return err
+	}
+	switch {
+	case state == "":
+		return fmt.Errorf("there is no message %d in the outbox: it was sent or dropped before, or has another id", filter.ID)
+	case state == filter.State:
+		return fmt.Errorf("message %d is %s, but does not match the other flags", filter.ID, state)
+	case state == outbox.Deferred:
+		return fmt.Errorf("message %d is deferred, not parked: add --deferred", filter.ID)
+	case state == outbox.Parked:
+		return fmt.Errorf("message %d is parked, not deferred: leave out --deferred", filter.ID)
+	}
+	return fmt.Errorf("message %d is not %s: it waits for a relay, or for one before it with the same ordering key", filter.ID, filter.State)
 }
 
 func printChanged(changed outbox.Changed, filter outbox.Filter, what string, to io.Writer) error {
