@@ -5,6 +5,8 @@ import (
 	stdsql "database/sql"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -494,6 +496,36 @@ func TestRightsThatDrainLacksAreNamed(t *testing.T) {
 		exec(t, db, grant+" "+role)
 	}
 	must(t, as())
+}
+
+func TestDrainWorksWithTheGrantsOfTheDocs(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	page, err := os.ReadFile("../../docs/operating.md")
+	must(t, err)
+	block := regexp.MustCompile("(?s)CREATE ROLE oncemill_drain LOGIN.*?;\n(.*?)```").FindSubmatch(page)
+	if block == nil {
+		t.Fatal("docs/operating.md has no statements for a drain")
+	}
+	db := testenv.DB(t)
+	o := newOld(t, db)
+	o.subscribed("g")
+	o.publish("a", 2)
+	later := message.NewMessage("later", nil)
+	outbox.DeliverIn(later, time.Hour)
+	must(t, o.wrapped(db).Publish("b", later))
+	role := "drains_" + value[string](t, db, `SELECT current_database()`)
+	exec(t, db, `CREATE ROLE `+role)
+	t.Cleanup(func() { exec(t, db, `RESET ROLE; DROP OWNED BY `+role+`; DROP ROLE `+role) })
+	exec(t, db, strings.ReplaceAll(string(block[1]), "oncemill_drain", role))
+	db.SetMaxOpenConns(1)
+	exec(t, db, `SET ROLE `+role)
+	for group, start := range map[string]watermillsql.Start{"g": watermillsql.FromGroup, "other": watermillsql.FromBeginning} {
+		done, err := (&watermillsql.Drain{DB: db, Topic: topic, ConsumerGroup: group, Start: start}).Run(within(t))
+		if err != nil || done.Moved != 3 {
+			t.Errorf("group %s: %d messages moved, %v", group, done.Moved, err)
+		}
+	}
 }
 
 func TestDrainWakesRelays(t *testing.T) {
