@@ -19,7 +19,8 @@ type NATS struct {
 	Topics   []string                   // subjects to look at besides those of the Briefing
 	Streams  []string                   // streams to look at besides those that capture the topics
 
-	js jetstream.JetStream
+	js        jetstream.JetStream
+	clustered bool // the server is one of several
 	findings
 }
 
@@ -38,6 +39,7 @@ func (n *NATS) Check(ctx context.Context) []Finding {
 	}
 	defer conn.Close()
 	n.ok("connection", "%s answers in %v", conn.ConnectedUrlRedacted(), time.Since(begun).Round(time.Millisecond))
+	n.clustered = conn.ConnectedClusterName() != ""
 	n.lookAtTransport(conn)
 	n.lookAtServer(conn)
 	if n.js, err = jetstream.New(conn); err != nil {
@@ -121,13 +123,22 @@ func (n *NATS) capturing(ctx context.Context, topic string) (name string, ok boo
 	name, err := n.js.StreamNameBySubject(ctx, topic)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		n.fail("stream", fmt.Sprintf("no stream captures topic %q", topic), "messages to it wait in the outbox", "nats stream add NAME --subjects "+topic+" --defaults --replicas 3, or add the subject to a stream")
+		n.fail("stream", fmt.Sprintf("no stream captures topic %q", topic), "messages to it wait in the outbox", n.streamAdd(topic)+"; or add the subject to a stream")
 		return "", false
 	case err != nil:
 		n.skip("stream", fmt.Sprintf("which stream captures topic %q is not known: %v", topic, err), "")
 		return "", false
 	}
 	return name, true
+}
+
+// streamAdd is the command that makes a stream, with as many replicas as there can be.
+func (n *NATS) streamAdd(subject string) string {
+	command := "nats stream add NAME --subjects " + subject + " --defaults"
+	if n.clustered {
+		command += " --replicas 3"
+	}
+	return command
 }
 
 // mostStreams is how many streams are looked at where none was named.
@@ -145,7 +156,7 @@ func (n *NATS) allStreams(ctx context.Context) (names []string) {
 		n.skip("stream", "the streams cannot be listed: "+lister.Err().Error(), "name those to look at: --stream")
 		return nil
 	case len(names) == 0:
-		n.warn("stream", "there is no stream", "nothing can be published", "nats stream add NAME --subjects TOPIC --defaults --replicas 3")
+		n.fail("stream", "there is no stream", "nothing can be published", n.streamAdd("TOPIC"))
 	case len(names) > mostStreams:
 		n.skip("stream", fmt.Sprintf("there are %d streams, and the outbox names no topic", len(names)), "name those to look at: --stream or --topic")
 		return nil

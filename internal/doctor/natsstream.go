@@ -52,7 +52,7 @@ func (n *NATS) lookAtCopies(info *jetstream.StreamInfo) {
 	c := info.Config
 	switch one := c.Replicas <= 1; {
 	case c.Storage == jetstream.MemoryStorage && one:
-		n.fail("storage", fmt.Sprintf("stream %q is in memory, with one replica", c.Name), "a restart of the server loses its messages, which the outbox has deleted since they were acknowledged", "make it with --storage file, and --replicas 3")
+		n.fail("storage", fmt.Sprintf("stream %q is in memory, with one replica", c.Name), "a restart of the server loses its messages, which the outbox has deleted since they were acknowledged", n.withReplicas("make it with --storage file", ", and --replicas 3"))
 		return
 	case c.Storage == jetstream.MemoryStorage:
 		n.warn("storage", fmt.Sprintf("stream %q is in memory", c.Name), "servers that restart together lose its messages, which the outbox has deleted since they were acknowledged", "make it with --storage file")
@@ -60,11 +60,19 @@ func (n *NATS) lookAtCopies(info *jetstream.StreamInfo) {
 	if c.Replicas <= 1 {
 		n.warn("replicas", fmt.Sprintf("stream %q has one replica", c.Name),
 			"the server acknowledges before it flushes to the disk: after a power failure, or with the disk, messages are lost that the outbox has deleted",
-			"on a cluster of three: nats stream edit "+c.Name+" --replicas 3; on one server set sync_interval: always, or have the relay keep what it has published")
+			n.withReplicas("", "nats stream edit "+c.Name+" --replicas 3; or ")+"set sync_interval: always in the server's jetstream block, or have the relay keep what it has published (--keep)")
 	}
 	if down := missing(info); down > 0 {
 		n.warn("replicas", fmt.Sprintf("stream %q: %s offline or behind", c.Name, counted(int64(down), 0, "replica is", "replicas are")), "one more, and nothing can be published", "see `nats stream info "+c.Name+"`")
 	}
+}
+
+// withReplicas is an advice, with what only a cluster can have.
+func (n *NATS) withReplicas(advice, replicas string) string {
+	if n.clustered {
+		return advice + replicas
+	}
+	return advice
 }
 
 // missing counts the replicas that are not there.
@@ -143,6 +151,9 @@ const shortAckWait = 5 * time.Second
 func (n *NATS) lookAtConsumers(ctx context.Context, stream jetstream.Stream) {
 	lister := stream.ListConsumers(ctx)
 	for info := range lister.Info() {
+		if info.Config.Durable == "" { // it is some program's for the moment, as that of an ordered consumer
+			continue
+		}
 		n.lookAtConsumer(info)
 	}
 	if err := lister.Err(); err != nil && !errors.Is(err, jetstream.ErrEndOfData) {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/lib/pq"
 
-	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/internal/pgurl"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -37,7 +36,6 @@ type Postgres struct {
 	who     string
 	stop    bool // nothing else can be looked at
 	pooled  bool // a pooler in transaction mode is between
-	told    bool // what the role lacks to look at everything
 	brief   Briefing
 	findings
 }
@@ -118,6 +116,9 @@ func (p *Postgres) runAll(ctx context.Context, db *sql.DB) {
 			}
 		}
 		if p.version == 0 {
+			if p.Role == Migrate {
+				p.runOne(ctx, db, check{name: "grants", run: p.lookAtMigrator})
+			}
 			p.skip("the rest", "rights, outbox and claims: there are no tables to look at", "")
 			return
 		}
@@ -135,7 +136,7 @@ func (p *Postgres) runOne(ctx context.Context, db *sql.DB, c check) (goOn bool) 
 		p.skip(c.name, "interrupted", "")
 		return false
 	case errors.As(err, &server) && server.Code == "42501":
-		p.skip(c.name, fmt.Sprintf("role %q may not look: %s", p.who, server.Message), p.howToSee(ctx, db))
+		p.skip(c.name, fmt.Sprintf("role %q may not look: %s", p.who, server.Message), howToSee)
 		return true
 	case errors.As(err, &server) && (server.Code == "57014" || server.Code == "55P03"):
 		p.skip(c.name, fmt.Sprintf("no answer within %v: %s", answerWithin, server.Message), "see what the findings about old snapshots and vacuum say, and pg_stat_activity")
@@ -148,22 +149,9 @@ func (p *Postgres) runOne(ctx context.Context, db *sql.DB, c check) (goOn bool) 
 	return true
 }
 
-// howToSee says once what a role lacks to look at everything.
-func (p *Postgres) howToSee(ctx context.Context, db *sql.DB) string {
-	if p.told {
-		return "as above"
-	}
-	p.told = true
-	var missing grants.List
-	err := p.begin(ctx, db, check{run: func(ctx context.Context, tx *sql.Tx) (err error) {
-		missing, err = Reader.Grants(max(p.version, schema.Oldest)).Lacking(ctx, tx, p.Schema)
-		return err
-	}})
-	if err != nil || len(missing) == 0 {
-		return "connect as a role with the grants of the doctor (docs/operating.md)"
-	}
-	return "connect as a role with the grants of the doctor (docs/operating.md), or give this one what it lacks of them:\n" + missing.SQL(p.Schema, pq.QuoteIdentifier(p.who))
-}
+// howToSee is what helps a role that may not look. A program's own role needs no more
+// rights for the doctor's sake.
+const howToSee = "run the doctor once more as oncemill_doctor, the role of docs/operating.md that may look at everything"
 
 // begin runs a check. What opens connections of its own holds none meanwhile: a pooler may
 // have few.

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -164,6 +165,9 @@ func (p *Postgres) lookAtMigrator(ctx context.Context, tx *sql.Tx) error {
 	err := tx.QueryRowContext(ctx, `
 SELECT pg_get_userbyid(nspowner), pg_has_role(nspowner, 'USAGE'), has_schema_privilege(oid, 'CREATE')
 FROM pg_namespace WHERE nspname = `+p.schemaLiteral()).Scan(&owner, &member, &create)
+	if errors.Is(err, sql.ErrNoRows) {
+		return p.lookAtFirstMigration(ctx, tx)
+	}
 	if err != nil {
 		return err
 	}
@@ -173,6 +177,22 @@ FROM pg_namespace WHERE nspname = `+p.schemaLiteral()).Scan(&owner, &member, &cr
 		return nil
 	}
 	p.ok("grants", "role %q may migrate", p.who)
+	return nil
+}
+
+// lookAtFirstMigration looks at whether the role can create the schema.
+func (p *Postgres) lookAtFirstMigration(ctx context.Context, tx *sql.Tx) error {
+	var database string
+	var create bool
+	if err := tx.QueryRowContext(ctx, `SELECT current_database(), has_database_privilege(current_database(), 'CREATE')`).Scan(&database, &create); err != nil {
+		return err
+	}
+	if !create {
+		p.fail("grants", fmt.Sprintf("role %q may not create a schema in database %q", p.who, database), "the first migration creates it",
+			"as the owner of the database: GRANT CREATE ON DATABASE "+pq.QuoteIdentifier(database)+" TO "+pq.QuoteIdentifier(p.who)+";")
+		return nil
+	}
+	p.ok("grants", "role %q may migrate: it may create the schema", p.who)
 	return nil
 }
 

@@ -124,6 +124,25 @@ INSERT INTO oncemill.outbox (topic, created_at) VALUES ('orders', now() - interv
 	}
 }
 
+// A server without streams takes nothing from a relay. What needs a cluster is said of a
+// cluster only.
+func TestAServerWithoutStreamsIsAFailure(t *testing.T) {
+	t.Parallel()
+	server := start(t, testcontainers.PostgresOptions{})
+	address := asRole(t, testcontainers.DatabaseOn(t, server), "reader", doctor.Reader)
+	broker, err := testcontainers.StartNATS(t.Context(), testcontainers.NATSOptions{})
+	must(t, err)
+	t.Cleanup(func() { must(t, broker.Close()) })
+	_, output := run(t, "--database-url", address, "--nats-url", broker.URL())
+	if !strings.Contains(output, "FAIL  stream: there is no stream\n") || strings.Contains(output, "--replicas") {
+		t.Error(output)
+	}
+	_, output = run(t, "--database-url", address, "--nats-url", cluster(t), "--topic", "nowhere")
+	if !strings.Contains(output, "nats stream add NAME --subjects nowhere --defaults --replicas 3") {
+		t.Error(output)
+	}
+}
+
 // masked is an output without what differs from one machine to the next.
 func masked(output string) string {
 	for _, mask := range [][2]string{
