@@ -23,9 +23,24 @@ func Migrate(ctx context.Context, db *sql.DB, schemaName string) error {
 	}
 	err = migrate(ctx, db, schemaName, migrations)
 	if err != nil {
-		return fmt.Errorf("oncemill: migrate schema %s: %w", schema.Quote(schemaName), markUnavailable(err))
+		return fmt.Errorf("oncemill: migrate schema %s: %w%s", schema.Quote(schemaName), markUnavailable(err), mayNotCreate(ctx, db, err))
 	}
 	return nil
+}
+
+// mayNotCreate is the statement that helps, if an error means that the role may not create
+// a schema in the database.
+func mayNotCreate(ctx context.Context, db *sql.DB, err error) string {
+	if sqlState(err) != "42501" {
+		return ""
+	}
+	var database, role string
+	var may bool
+	asked := db.QueryRowContext(ctx, `SELECT current_database(), current_user, has_database_privilege(current_database(), 'CREATE')`).Scan(&database, &role, &may)
+	if asked != nil || may {
+		return ""
+	}
+	return fmt.Sprintf(" (GRANT CREATE ON DATABASE %s TO %s)", schema.Quote(database), schema.Quote(role))
 }
 
 func migrate(ctx context.Context, db *sql.DB, schemaName string, migrations []schema.Migration) error {

@@ -139,6 +139,33 @@ func TestEachRoleDoesItsWorkWithItsGrantsAndNotWithLess(t *testing.T) {
 	}
 }
 
+// Where an operator lacks a right, the error says how to find which.
+func TestACommandThatMayNotSaysWhatHelps(t *testing.T) {
+	t.Parallel()
+	testenv.NeedsSchema(t, 6)
+	g := newGranted(t, doctor.Operator, testenv.PostgresURL)
+	env := map[string]string{"ONCEMILL_DATABASE_URL": g.url}
+	wants := func(says string, args ...string) {
+		t.Helper()
+		if code, _, stderr := call(t, env, args...); code != 1 || !strings.Contains(stderr, says) {
+			t.Errorf("%v: exit code %d, %s", args, code, stderr)
+		}
+	}
+	take := func(grant string) {
+		t.Helper()
+		_, err := g.admin.Exec(`REVOKE ` + grant + ` FROM ` + g.role)
+		must(t, err)
+	}
+	take(`SELECT ON oncemill.outbox, oncemill.claims`)
+	wants("permission denied for table outbox (42501) (`oncemill doctor --role operator`", "outbox")
+	wants("permission denied for table outbox (42501) (`oncemill doctor --role operator`", "outbox", "list")
+	wants("permission denied for table claims (42501) (`oncemill doctor --role operator`", "claims", "list")
+	take(`SELECT ON oncemill.schema_version`)
+	wants(`(GRANT SELECT ON "oncemill".schema_version to this role)`, "outbox")
+	take(`USAGE ON SCHEMA oncemill`)
+	wants(`(GRANT USAGE ON SCHEMA "oncemill" to this role)`, "claims", "list")
+}
+
 // The statements of docs/operating.md are those that the doctor gives.
 func TestTheGrantsOfTheDocsAreThoseOfTheDoctor(t *testing.T) {
 	t.Parallel()
@@ -170,7 +197,7 @@ func TestTheMigratorNeedsNoMoreThanItsGrants(t *testing.T) {
 	other := newGranted(t, doctor.Migrate, testenv.EmptyPostgresURL)
 	_, err := other.admin.Exec(`REVOKE CREATE ON DATABASE ` + other.database() + ` FROM ` + other.role)
 	must(t, err)
-	if code, _, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": other.url}, "migrate"); code != 1 || !strings.Contains(stderr, "permission denied") {
+	if code, _, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": other.url}, "migrate"); code != 1 || !strings.Contains(stderr, `permission denied for database `+other.database()) || !strings.Contains(stderr, `(GRANT CREATE ON DATABASE "`+other.database()+`" TO "`+other.role+`")`) {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }

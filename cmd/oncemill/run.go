@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/oncemill/oncemill/internal/doctor"
 )
 
 // Exit codes.
@@ -75,9 +77,23 @@ func run(ctx context.Context, args []string, env environment, stdout, stderr io.
 		return fail(stderr, "oncemill "+cmd.name, err)
 	}
 	if err := act(ctx, stdout, stderr); err != nil {
-		return fail(stderr, "oncemill "+cmd.name, err)
+		return fail(stderr, "oncemill "+cmd.name, withRemedy(cmd.name, err))
 	}
 	return exitOK
+}
+
+// withRemedy adds to an error what tells which right is missing, where that is the matter
+// and the error does not tell itself.
+func withRemedy(name string, err error) error {
+	first, _, _ := strings.Cut(name, " ")
+	role, ok := map[string]doctor.Role{
+		"outbox": doctor.Operator, "claims": doctor.Operator, "resolve": doctor.Effects, "relay": doctor.Relay, "guard": doctor.Guard, "migrate": doctor.Migrate,
+	}[first]
+	var state interface{ SQLState() string }
+	if !ok || name == outboxDrainCommand.name || !errors.As(err, &state) || state.SQLState() != "42501" || strings.Contains(err.Error(), "(GRANT ") {
+		return err
+	}
+	return fmt.Errorf("%w (`oncemill doctor --role %s`, with the same --database-url, says which GRANT is missing)", err, role)
 }
 
 // splitCommand takes the command's name from the arguments. Values of flags are

@@ -119,14 +119,14 @@ func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 	table := schema.Quote(schemaName) + ".schema_version"
 	var exists bool
 	if err := db.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, table).Scan(&exists); err != nil {
-		return 0, fmt.Errorf("look for table %s: %w%s", table, err, ofPooler(err))
+		return 0, fmt.Errorf("look for table %s: %w%s%s", table, err, ofPooler(err), ofRights(err, "USAGE ON SCHEMA "+schema.Quote(schemaName)))
 	}
 	if !exists {
 		return 0, nil
 	}
 	var version int
 	if err := db.QueryRowContext(ctx, `SELECT coalesce(max(version), 0) FROM `+table).Scan(&version); err != nil {
-		return 0, fmt.Errorf("read the schema's version from %s: %w", table, err)
+		return 0, fmt.Errorf("read the schema's version from %s: %w%s", table, err, ofRights(err, "SELECT ON "+table))
 	}
 	return version, nil
 }
@@ -136,6 +136,15 @@ func ofPooler(err error) string {
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) && (state.SQLState() == "26000" || state.SQLState() == "42P05") {
 		return " (is there a PgBouncer in between? It has to be 1.21 or later with max_prepared_statements above 0, and lib/pq needs binary_parameters=yes in the connection string)"
+	}
+	return ""
+}
+
+// ofRights says what helps where the role lacks a grant.
+func ofRights(err error, grant string) string {
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) && state.SQLState() == "42501" {
+		return " (GRANT " + grant + " to this role)"
 	}
 	return ""
 }
