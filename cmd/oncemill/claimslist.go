@@ -18,8 +18,9 @@ var claimsListCommand = command{
 	name:    "claims list",
 	summary: "list claims, the newest first",
 	help: `
-List the claims of each consumer: those that are not settled yet first, then the
-others, the newest first. With --key they come in the order of their keys instead.
+List claims: those that are not settled yet first, of all consumers, then the others,
+consumer by consumer, the newest first. With --key they come in the order of their keys
+instead.
 
   oncemill claims list --consumer billing --limit 20
   oncemill claims list --consumer payments --outcome unsettled

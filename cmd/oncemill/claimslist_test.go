@@ -100,6 +100,8 @@ func TestClaimsListListsEveryKindOfClaim(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	d.wantIn(d.run("claims", "list"), "CONSUMER", `"order 1"`, "12.50 EUR", "in flight", "in doubt", "card declined", "reply lost after all")
+	// The claims of one consumer do not hide those in doubt of another.
+	d.wantKeys([]string{"flying", "doubtful", "given-up"}, "--limit", "3")
 	d.wantKeys([]string{"given-up", "order 1"}, "--consumer", "billing")
 	d.wantKeys([]string{"given-up"}, "--outcome", "dead")
 	d.wantKeys([]string{"failed"}, "--outcome", "failed")
@@ -143,9 +145,12 @@ SELECT 'payments', 'key-' || i, nextval('oncemill.tokens'), 1, now(), now() + in
 	seen := make(map[string]bool)
 	for i, one := range all {
 		seen[one.Consumer+one.Key] = true
-		if i > 0 && one.Consumer == "billing" && one.SettledAt.After(all[i-1].SettledAt) {
+		if i > 0 && one.Consumer == all[i-1].Consumer && one.SettledAt.After(all[i-1].SettledAt) {
 			t.Fatalf("%+v comes behind %+v", one, all[i-1])
 		}
+	}
+	if all[1199].Consumer != "payments" || all[1200].Consumer != "billing" {
+		t.Error("those that are not settled do not come first")
 	}
 	if len(all) != 3700 || len(seen) != 3700 {
 		t.Errorf("listed %d claims, %d different ones, want 3700", len(all), len(seen))

@@ -97,8 +97,21 @@ type claimsLister struct {
 	print   func([]listedClaim) error
 }
 
-// listAll lists the claims of all consumers, in the order of their names.
+// listAll lists the claims of all consumers, in the order of their names. Those that are
+// not settled come first, of all of them: else the many of one would hide what is in doubt
+// in another.
 func (l *claimsLister) listAll(ctx context.Context) error {
+	if l.prefix != "" {
+		return l.eachConsumer(ctx, l.list)
+	}
+	if err := l.eachConsumer(ctx, l.listUnsettled); err != nil {
+		return err
+	}
+	return l.eachConsumer(ctx, l.listSettled)
+}
+
+// eachConsumer runs list for the consumers until there were enough claims.
+func (l *claimsLister) eachConsumer(ctx context.Context, list func(ctx context.Context, consumer string) error) error {
 	for consumer, after := "", ""; l.left > 0; after = consumer {
 		var next sql.NullString
 		err := l.read(ctx, func(tx *sql.Tx) error {
@@ -111,7 +124,7 @@ func (l *claimsLister) listAll(ctx context.Context) error {
 			return nil
 		}
 		consumer = next.String
-		if err := l.list(ctx, consumer); err != nil {
+		if err := list(ctx, consumer); err != nil {
 			return err
 		}
 	}
@@ -128,13 +141,24 @@ func (l *claimsLister) list(ctx context.Context, consumer string) (err error) {
 		}
 		return err
 	}
-	if l.outcome == "any" || l.outcome == "unsettled" {
-		err = l.listByTime(ctx, consumer, unsettledSQL, func(c *listedClaim) time.Time { return c.LeaseUntil })
+	if err := l.listUnsettled(ctx, consumer); err != nil {
+		return err
 	}
-	if err == nil && l.outcome != "unsettled" {
-		err = l.listByTime(ctx, consumer, settledSQL, func(c *listedClaim) time.Time { return c.SettledAt })
+	return l.listSettled(ctx, consumer)
+}
+
+func (l *claimsLister) listUnsettled(ctx context.Context, consumer string) error {
+	if l.outcome != "any" && l.outcome != "unsettled" {
+		return nil
 	}
-	return err
+	return l.listByTime(ctx, consumer, unsettledSQL, func(c *listedClaim) time.Time { return c.LeaseUntil })
+}
+
+func (l *claimsLister) listSettled(ctx context.Context, consumer string) error {
+	if l.outcome == "unsettled" {
+		return nil
+	}
+	return l.listByTime(ctx, consumer, settledSQL, func(c *listedClaim) time.Time { return c.SettledAt })
 }
 
 func (l *claimsLister) listByTime(ctx context.Context, consumer, query string, at func(*listedClaim) time.Time) error {
