@@ -35,6 +35,11 @@ A page is read at a time, along an index, so it can be run beside any load. But 
 and failed ones are few among many: --outcome dead or failed reads all claims of the
 time, or of the prefix, to find them. Give it a --since.
 
+A message whose handler fails has no claim yet. With --failing it lists those, the last
+ones first: how often, and the last error. What was handled since is left out.
+
+  oncemill claims list --failing
+
 All about one of them, oncemill claims show tells.`,
 	prepare: prepareClaimsList,
 }
@@ -45,7 +50,7 @@ type claimsListOptions struct {
 	consumer, key, outcome *string
 	since                  *time.Duration
 	limit                  *int
-	json                   *bool
+	failing, json          *bool
 }
 
 func prepareClaimsList(f *flags) action {
@@ -56,9 +61,11 @@ func prepareClaimsList(f *flags) action {
 		outcome:  f.choice("outcome", "only claims with this outcome, or those without one", "any", "settled", "dead", "failed", "unsettled"),
 		since:    new(time.Duration),
 		limit:    f.count("limit", 100, "the most claims to list"),
+		failing:  f.toggle("failing", "the messages whose handlers have failed, in place of claims"),
 		json:     f.toggle("json", "write a JSON object a line instead of a table"),
 	}
-	f.add("since", "TIME", "only those settled, or if they are not, first claimed, so lately, such as 24h\n(default: all)", func(value string) (err error) {
+	f.onlyHere("failing")
+	f.add("since", "TIME", "only those settled, or if they are not, first claimed, or that failed, so lately,\nsuch as 24h (default: all)", func(value string) (err error) {
 		if *o.since, err = time.ParseDuration(value); err != nil || *o.since <= 0 {
 			return errors.New("want a time above 0 with its unit, such as 30m or 24h")
 		}
@@ -68,11 +75,17 @@ func prepareClaimsList(f *flags) action {
 }
 
 func (o claimsListOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
+	if *o.failing && (*o.key != "" || *o.outcome != "any") {
+		return usagef("--key and --outcome are for claims: leave them out with --failing")
+	}
 	inbox, close, err := o.inbox(ctx)
 	if err != nil {
 		return err
 	}
 	defer close()
+	if *o.failing {
+		return o.listFailing(ctx, inbox, stdout, stderr)
+	}
 	l := &claimsLister{
 		claimsReader: newClaimsReader(inbox), prefix: *o.key, outcome: *o.outcome, since: *o.since, left: *o.limit,
 		print: o.printer(stdout),

@@ -133,6 +133,39 @@ func TestClaimsListShowsKeysAsTheyWereGiven(t *testing.T) {
 	d.wantIn(d.run("claims", "show", "billing", long), "in the tables", "oncemill:sha256:", "settled")
 }
 
+// What a handler fails with has no claim, and is listed by itself.
+func TestClaimsListListsWhatKeepsFailing(t *testing.T) {
+	t.Parallel()
+	d := newDoubtful(t)
+	ctx := context.Background()
+	d.wantIn(d.run("claims", "list", "--failing"), "no message fails\n")
+	billing := d.consumer.Inbox().Consumer("billing")
+	for range 3 {
+		_, err := billing.CountError(ctx, "order 1", errors.New("no such customer\nat all"))
+		must(t, err)
+	}
+	_, err := billing.CountError(ctx, "handled", errors.New("deadlock"))
+	must(t, err)
+	d.once("billing", "handled", oncemill.ClaimOptions{})
+	_, err = d.consumer.CountError(ctx, "other", errors.New("refused"))
+	must(t, err)
+	lines := strings.Split(d.run("claims", "list", "--failing"), "\n")
+	if len(lines) != 4 || !strings.HasPrefix(lines[1], "payments  other") || !strings.Contains(lines[2], `billing   "order 1"  3`) || !strings.HasSuffix(lines[2], "no such customer at all") {
+		t.Errorf("got %q", lines)
+	}
+	var one struct {
+		Consumer, Key string
+		Errors        int
+		LastError     string    `json:"last_error"`
+		LastAt        time.Time `json:"last_at"`
+	}
+	must(t, json.Unmarshal([]byte(d.run("claims", "list", "--failing", "--consumer", "billing", "--since", "1h", "--json")), &one))
+	if one.Key != "order 1" || one.Errors != 3 || one.LastError != "no such customer\nat all" || one.LastAt.IsZero() {
+		t.Errorf("got %+v", one)
+	}
+	d.refused(2, "leave them out with --failing", "claims", "list", "--failing", "--outcome", "dead")
+}
+
 // Pages and their borders: also among many claims of one time, as a batch has them.
 func TestClaimsListGoesThroughManyPages(t *testing.T) {
 	t.Parallel()

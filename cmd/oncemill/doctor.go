@@ -43,8 +43,8 @@ owner; with --role the rights; fsync, synchronous_commit and standbys, without w
 acknowledged work can be lost; poolers; parameters of the connection string; timeouts
 that cut statements; isolation; free connections; clocks; what waits in the outbox, is
 deferred, parked, scheduled; relays; effects in doubt; claims that nobody purges, or too
-early; old snapshots, replication slots and prepared transactions, which keep vacuum
-from its work; vacuum; sizes.
+early; messages that keep failing; old snapshots, replication slots and prepared
+transactions, which keep vacuum from its work; vacuum; sizes.
 
 NATS, with --nats-url: connection and TLS; JetStream; of the streams that capture topics
 of the outbox, or are named: replicas and storage, the window of deduplication, MaxAge

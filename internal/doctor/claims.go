@@ -3,8 +3,11 @@ package doctor
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/storedkey"
 )
 
 // lookAtDoubts counts effects of which nobody knows whether they happened.
@@ -38,6 +41,34 @@ func (p *Postgres) lookAtParkedMessages(ctx context.Context, tx *sql.Tx) error {
 	}
 	p.warn("parked messages", fmt.Sprintf("%s for a verdict about the effect, the oldest for %s", counted(n, mostCounted, "message waits", "messages wait"), seconds(time.Duration(age*float64(time.Second)))),
 		"they are acknowledged, so the broker sends them no more: they go back to the outbox if the effect turns out not to have happened", "resolve what is in doubt: `oncemill claims --in-doubt`")
+	return nil
+}
+
+// lookAtFailing looks for messages whose handlers have failed and that were not handled
+// since. There is no claim of them, so nothing else shows them.
+func (p *Postgres) lookAtFailing(ctx context.Context, tx *sql.Tx) error {
+	failing := p.table("handler_errors") + ` AS h WHERE NOT EXISTS (
+	SELECT FROM ` + p.table("claims") + ` AS c WHERE c.consumer = h.consumer AND c.key = h.key AND c.settled_at IS NOT NULL)`
+	var n int64
+	if err := tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*) FROM (SELECT FROM %s LIMIT %d) AS counted`, failing, mostCounted+1)).Scan(&n); err != nil {
+		return err
+	}
+	if n == 0 {
+		p.ok("failing", "no handler keeps failing with a message")
+		return nil
+	}
+	var consumer, key, text string
+	var times int64
+	err := tx.QueryRowContext(ctx, `SELECT consumer, key, errors, last_error FROM `+failing+` ORDER BY errors DESC, last_at DESC LIMIT 1`).Scan(&consumer, &key, &times, &text)
+	if errors.Is(err, sql.ErrNoRows) { // it was handled meanwhile
+		p.ok("failing", "no handler keeps failing with a message any more")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.warn("failing", fmt.Sprintf("%s with an error so far; the worst is %q of consumer %q, after %s: %s", counted(n, mostCounted, "message has ended", "messages have ended"), storedkey.Shown(key), consumer, counted(times, 0, "error", "errors"), text),
+		"each comes again and again until its handler takes it, or it is given up", "`"+p.command("claims list --failing")+"` lists them; do what the error says")
 	return nil
 }
 

@@ -104,7 +104,7 @@ func (p *Postgres) runAll(ctx context.Context, db *sql.DB) {
 	tables := []check{
 		{name: "owner", run: p.lookAtOwner}, {name: "grants", run: p.lookAtGrants}, {name: "backlog", run: p.lookAtBacklog}, {name: "deferred", run: p.lookAtDeferred},
 		{name: "parked rows", run: p.lookAtParkedRows}, {name: "scheduled", run: p.lookAtScheduled}, {name: "relay", run: p.lookForRelay}, {name: "in doubt", run: p.lookAtDoubts},
-		{name: "parked messages", run: p.lookAtParkedMessages}, {name: "retention", run: p.lookAtRetention}, {name: "old snapshots", run: p.lookForSnapshots},
+		{name: "parked messages", run: p.lookAtParkedMessages}, {name: "failing", run: p.lookAtFailing}, {name: "retention", run: p.lookAtRetention}, {name: "old snapshots", run: p.lookForSnapshots},
 		{name: "replication slots", run: p.lookAtSlots}, {name: "prepared transactions", run: p.lookAtPrepared}, {name: "vacuum", run: p.lookAtVacuum}, {name: "sizes", run: p.lookAtSizes},
 		{name: "topics", run: p.readTopics},
 	}

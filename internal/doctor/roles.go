@@ -69,6 +69,7 @@ var rights = map[Role]grants.List{
 		From(6, "scheduled", "SELECT").
 		And("claims", "SELECT").
 		And("parked", "SELECT").
+		And("handler_errors", "SELECT").
 		And("watermarks", "SELECT"),
 }
 

@@ -3,6 +3,7 @@ package doctor_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"testing"
 	"time"
 
@@ -80,6 +81,24 @@ func TestEffectsInDoubtAreNamed(t *testing.T) {
 	r = d.look("")
 	r.want(doctor.Warn, "in doubt", "1 effect is in doubt", "oncemill claims --in-doubt")
 	r.want(doctor.Warn, "parked messages", "1 message waits for a verdict", "acknowledged")
+}
+
+func TestMessagesThatKeepFailingAreNamed(t *testing.T) {
+	t.Parallel()
+	d := reader(t)
+	consumer := (&oncemill.Inbox{DB: d.admin}).Consumer("billing")
+	fail := func(key string, times int) {
+		for range times {
+			_, err := consumer.CountError(context.Background(), key, errors.New("no such customer"))
+			must(t, err)
+		}
+	}
+	fail("handled", 4)
+	must(t, consumer.Once(context.Background(), "handled", func(context.Context, oncemill.Tx) error { return nil }))
+	d.look("").want(doctor.OK, "failing")
+	fail("a", 1)
+	fail("b", 3)
+	d.look("").want(doctor.Warn, "failing", "2 messages have ended with an error", `the worst is "b" of consumer "billing", after 3 errors: no such customer`, "oncemill claims list --failing")
 }
 
 func TestClaimsThatNobodyPurgesAreNamed(t *testing.T) {
