@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"strconv"
 
 	"github.com/oncemill/oncemill/internal/metadata"
@@ -18,6 +17,7 @@ const changeRows = 1000
 type Changed struct {
 	Rows    int64 // that were changed
 	Skipped int64 // that matched but were held by somebody just then: try again
+	Behind  int64 // that were dropped because they waited behind those; of DropWithBehind only
 	GoOn    int64 // rows that waited behind those and now wait no longer; of Drop only
 }
 
@@ -53,51 +53,58 @@ func (a *Admin) Retry(ctx context.Context, f Filter) (Changed, error) {
 // It takes as many transactions as it needs, of 1,000 rows at most, and wakes relays at
 // the end. After an error Changed says what was done before.
 func (a *Admin) Drop(ctx context.Context, f Filter, keep func(Entry) error) (Changed, error) {
-	return a.change(ctx, f, "drop", func(tx *sql.Tx, ids string, c *Changed) error {
-		keys := make(map[string]int64) // the least id of each ordering key
-		query := `
-			DELETE FROM ` + a.table("outbox") + `
-			WHERE id = ANY ('` + ids + `'::bigint[])
-			RETURNING id, dedup_id::text, topic, uuid, ordering_key, ` + createdAt + `, attempts,
-			          ` + readable("coalesce(parked_at, not_before)") + `, coalesce(last_error, ''), payload, metadata::text`
-		rows, err := tx.QueryContext(ctx, query)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			e := Entry{State: f.state()}
-			if err := rows.Scan(&e.ID, &e.DedupID, &e.Topic, &e.UUID, &e.OrderingKey, &e.CreatedAt, &e.Attempts, &e.Since, &e.Error, &e.Payload, &e.MetadataText); err != nil {
-				return err
-			}
-			e.Size = int64(len(e.Payload))
-			e.Metadata, _ = metadata.DecodeText(e.MetadataText)
-			if first, known := keys[string(e.OrderingKey)]; e.OrderingKey != nil && (!known || e.ID < first) {
-				keys[string(e.OrderingKey)] = e.ID
-			}
-			if c.Rows++; keep == nil {
-				continue
-			}
-			if err := keep(e); err != nil {
-				return err
-			}
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			return err
-		}
-		c.GoOn, err = a.goOn(ctx, tx, keys)
+	return a.change(ctx, f, "drop", func(tx *sql.Tx, ids string, c *Changed) error { return a.dropRows(ctx, tx, f, ids, keep, c) })
+}
+
+// dropRows deletes rows that are picked, and counts what goes on then.
+func (a *Admin) dropRows(ctx context.Context, tx *sql.Tx, f Filter, ids string, keep func(Entry) error, c *Changed) error {
+	rows, keys, err := a.deleteRows(ctx, tx, f.state(), ids, keep)
+	if err != nil {
 		return err
-	})
+	}
+	c.Rows = rows
+	c.GoOn, err = a.goOn(ctx, tx, keys)
+	return err
+}
+
+// deleteRows deletes rows and hands them to keep. It returns how many there were, and the
+// least id of each ordering key.
+func (a *Admin) deleteRows(ctx context.Context, tx *sql.Tx, state State, ids string, keep func(Entry) error) (n int64, keys map[string]int64, err error) {
+	keys = make(map[string]int64)
+	rows, err := tx.QueryContext(ctx, `
+		DELETE FROM `+a.table("outbox")+`
+		WHERE id = ANY ('`+ids+`'::bigint[])
+		RETURNING id, dedup_id::text, topic, uuid, ordering_key, `+createdAt+`, attempts,
+		          `+readable("coalesce(parked_at, not_before)")+`, coalesce(last_error, ''), payload, metadata::text`)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer rows.Close()
+	for ; rows.Next(); n++ {
+		e := Entry{State: state}
+		if err := rows.Scan(&e.ID, &e.DedupID, &e.Topic, &e.UUID, &e.OrderingKey, &e.CreatedAt, &e.Attempts, &e.Since, &e.Error, &e.Payload, &e.MetadataText); err != nil {
+			return 0, nil, err
+		}
+		e.Size = int64(len(e.Payload))
+		e.Metadata, _ = metadata.DecodeText(e.MetadataText)
+		if first, known := keys[string(e.OrderingKey)]; e.OrderingKey != nil && (!known || e.ID < first) {
+			keys[string(e.OrderingKey)] = e.ID
+		}
+		if keep == nil {
+			continue
+		}
+		if err := keep(e); err != nil {
+			return 0, nil, err
+		}
+	}
+	return n, keys, errors.Join(rows.Err(), rows.Close())
 }
 
 // change runs fn for the rows that match and that nobody holds, given their ids as an
 // array, in transactions of its own. fn says what it has done.
 func (a *Admin) change(ctx context.Context, f Filter, what string, fn func(tx *sql.Tx, ids string, c *Changed) error) (sum Changed, err error) {
-	if err := f.check(); err != nil {
+	if err := f.checkChange(what); err != nil {
 		return sum, err
-	}
-	if f.state() == Scheduled {
-		return sum, fmt.Errorf("outbox: %s: scheduled rows cannot be given: use Cancel", what)
 	}
 	for after, more := int64(0), true; more && err == nil; {
 		var c Changed
@@ -109,16 +116,10 @@ func (a *Admin) change(ctx context.Context, f Filter, what string, fn func(tx *s
 			return fn(tx, ids, &c)
 		})
 		if err == nil {
-			sum.Rows, sum.Skipped, sum.GoOn = sum.Rows+c.Rows, sum.Skipped+c.Skipped, sum.GoOn+c.GoOn
+			sum.add(c)
 		}
 	}
-	if err != nil {
-		err = fmt.Errorf("outbox: %s %s rows: %w", what, f.state(), err)
-	}
-	if sum.Rows > 0 {
-		err = errors.Join(err, a.wake(context.WithoutCancel(ctx)))
-	}
-	return sum, err
+	return a.ended(ctx, sum, f, what, err)
 }
 
 // pick locks the next rows that match, behind an id, but for those that somebody holds.

@@ -201,6 +201,19 @@ func TestOutboxDropSaysWhatGoesOn(t *testing.T) {
 	}
 }
 
+func TestOutboxDropTakesWhatWaitsBehindToo(t *testing.T) {
+	t.Parallel()
+	s := newTables(t)
+	out, _ := s.run("outbox", "drop", "--id", "1", "--topic", "orders", "--with-behind", "--dry-run")
+	if out != "1 parked message would be dropped\n2 that wait behind would be dropped too\n" || s.count("outbox") != 7 {
+		t.Errorf("got %s", out)
+	}
+	out, stderr := s.run("outbox", "drop", "--id", "1", "--topic", "orders", "--with-behind", "--yes")
+	if strings.Count(out, `"key":"customer-7"`) != 3 || stderr != "1 parked message was dropped\n2 that waited behind were dropped too\n" || s.count("outbox") != 4 {
+		t.Errorf("got %s%s", out, stderr)
+	}
+}
+
 // What cannot be written down is not deleted.
 func TestOutboxDropKeepsWhatItCannotWrite(t *testing.T) {
 	t.Parallel()
@@ -237,6 +250,7 @@ func TestOutboxCommandsNameWhatIsWrong(t *testing.T) {
 		{"retry", 2, "needs to know which: give --topic, --key, --error or --id, or --all"},
 		{"retry --all --topic t", 2, "but not both"},
 		{"drop --all", 2, "needs --yes"},
+		{"drop --all --with-behind --yes", 2, "needs --topic with --with-behind"},
 		{"drop --yes", 2, "needs to know which"},
 		{"retry --id 999999", 1, "there is no message 999999 in the outbox"},
 		{"drop --id 999999 --yes", 1, "there is no message 999999 in the outbox"},

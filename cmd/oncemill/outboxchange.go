@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/oncemill/oncemill/outbox"
 )
@@ -55,6 +56,13 @@ with ordering key and payload in base64. If that cannot be written, it stays.
 
 With --deferred it is those that are going to be tried again.
 
+When messages with few ordering keys all went to a topic that never was, only the first
+of each key has failed, and the others wait behind it. With --with-behind they are
+dropped too: those of the same keys behind it whose topic is that of --topic. Give --topic
+'*' if it does not matter.
+
+  oncemill outbox drop --deferred --topic ordres --with-behind --dry-run
+
 Messages that a relay has in its hands just then are left out, and counted. None of the
 flags that say which is read from the environment.`,
 	prepare: func(f *flags) action {
@@ -63,7 +71,8 @@ flags that say which is read from the environment.`,
 		o.dryRun = f.toggle("dry-run", "only say how many there are")
 		o.yes = f.toggle("yes", "they are to be lost; required")
 		o.print = f.toggle("print", "write metadata and payload too")
-		f.onlyHere("all", "dry-run", "yes", "print")
+		o.withBehind = f.toggle("with-behind", "also those of --topic that wait behind them, of the same ordering keys")
+		f.onlyHere("all", "dry-run", "yes", "print", "with-behind")
 		return func(ctx context.Context, stdout, stderr io.Writer) error { return o.drop(ctx, stdout, stderr) }
 	},
 }
@@ -72,7 +81,7 @@ flags that say which is read from the environment.`,
 type changeOptions struct {
 	database
 	selection
-	all, dryRun, yes, print *bool
+	all, dryRun, yes, print, withBehind *bool
 }
 
 func (o changeOptions) retry(ctx context.Context, stdout io.Writer) error {
@@ -103,6 +112,9 @@ func (o changeOptions) drop(ctx context.Context, stdout, stderr io.Writer) error
 	if err := checkAll(filter, *o.all); err != nil {
 		return err
 	}
+	if *o.withBehind && *o.topic == "" {
+		return usagef("needs --topic with --with-behind: of which topics are those that wait to be dropped? (--topic '*': of all)")
+	}
 	if !*o.yes && !*o.dryRun {
 		return usagef("needs --yes: what is dropped is lost (--dry-run says how many that would be)")
 	}
@@ -112,21 +124,49 @@ func (o changeOptions) drop(ctx context.Context, stdout, stderr io.Writer) error
 	}
 	defer close()
 	if *o.dryRun {
-		return wouldBe(ctx, admin, filter, "dropped", stdout)
+		return errors.Join(wouldBe(ctx, admin, filter, "dropped", stdout), o.behindWouldBe(ctx, admin, filter, stdout))
+	}
+	drop := admin.Drop
+	if *o.withBehind {
+		drop = admin.DropWithBehind
 	}
 	encoder := json.NewEncoder(stdout)
-	changed, err := admin.Drop(ctx, filter, func(e outbox.Entry) error { return encoder.Encode(o.dropped(e)) })
+	changed, err := drop(ctx, filter, func(e outbox.Entry) error { return encoder.Encode(o.dropped(e)) })
 	if err == nil && filter.ID != 0 && changed.Rows == 0 && changed.Skipped == 0 {
 		err = whatIsIt(ctx, admin, filter)
 	}
-	if err != nil && changed.Rows == 0 {
+	if err != nil && changed.Rows+changed.Behind == 0 {
 		return err
 	}
 	printed := printChanged(changed, filter, "dropped", stderr)
+	if changed.Behind > 0 {
+		fmt.Fprintf(stderr, "%s dropped too\n", waitedBehind(changed.Behind, "waited", "was", "were"))
+	}
 	if changed.GoOn > 0 {
 		fmt.Fprintf(stderr, "%d of the same ordering keys go on now\n", changed.GoOn)
 	}
 	return errors.Join(printed, err)
+}
+
+// behindWouldBe says how many wait behind those that match, if they are meant too.
+func (o changeOptions) behindWouldBe(ctx context.Context, admin *outbox.Admin, filter outbox.Filter, stdout io.Writer) error {
+	if !*o.withBehind {
+		return nil
+	}
+	n, err := admin.CountBehind(ctx, filter)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s dropped too\n", waitedBehind(n, "waits", "would be", "would be"))
+	return err
+}
+
+// waitedBehind is a number of messages with what they do and its verb.
+func waitedBehind(n int64, does, is, are string) string {
+	if n == 1 {
+		return "1 that " + does + " behind " + is
+	}
+	return fmt.Sprintf("%d that %s behind %s", n, strings.TrimSuffix(does, "s"), are)
 }
 
 // A droppedEntry is a line about what is dropped. The lower part is there with --print.
