@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"context"
 	"database/sql"
 	"encoding/json"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/oncemill/oncemill/internal/testenv"
 )
@@ -93,18 +96,38 @@ func TestTheCommandsOfTheOutboxPageWriteWhatItSays(t *testing.T) {
 	if ran < 12 {
 		t.Errorf("only %d commands were found", ran)
 	}
-	// What was dropped can be published after all, as the page says.
-	line, err := os.ReadFile(filepath.Join(dir, "dropped.jsonl"))
+	// What was dropped can be published after all, as the page says, also what is large.
+	_, err = s.db.Exec(`INSERT INTO oncemill.outbox (topic, uuid, ordering_key, payload, parked_at) SELECT 'large', 'l' || i, 'k', convert_to(repeat('"\\', 1500000), 'UTF8'), now() FROM generate_series(1, 2) AS i`)
 	must(t, err)
-	insert := regexp.MustCompile("(?s)```sql\n(INSERT.*?)```").FindSubmatch(page)
-	if insert == nil {
-		t.Fatal("no INSERT on the page")
+	large, _ := s.run("outbox", "drop", "--topic", "large", "--yes", "--print")
+	lines, err := os.ReadFile(filepath.Join(dir, "dropped.jsonl"))
+	must(t, err)
+	publishDropped(t, s.env["ONCEMILL_DATABASE_URL"], page, string(lines)+large)
+	if n := s.count(`outbox WHERE topic = 'large' AND payload = convert_to(repeat('"\\', 1500000), 'UTF8') AND ordering_key = 'k'`); n != 2 {
+		t.Errorf("%d large messages were published again, want 2", n)
 	}
-	_, err = s.db.Exec(string(insert[1]), string(line))
-	must(t, err)
 	if n := s.count(`outbox WHERE topic = 'invoices' AND uuid = 'invoice-12' AND metadata = '{"tenant": "acme"}' AND payload = '{"invoice": 12}' AND ordering_key IS NULL AND parked_at IS NULL`); n != 1 {
 		t.Errorf("it was not published again")
 	}
+}
+
+// publishDropped does what the page says, with a file of these lines. What psql's \\copy
+// does is a COPY from what it reads.
+func publishDropped(t *testing.T, url string, page []byte, lines string) {
+	t.Helper()
+	steps := regexp.MustCompile("(?s)```sql\n(CREATE TEMP TABLE dropped.*?)\\\\copy dropped FROM 'dropped.jsonl' ([^\n]*)\n(INSERT.*?)```").FindSubmatch(page)
+	if steps == nil {
+		t.Fatal("the page does not say how to publish what was dropped")
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	must(t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), string(steps[1]))
+	must(t, err)
+	_, err = conn.PgConn().CopyFrom(t.Context(), strings.NewReader(lines), `COPY dropped FROM STDIN `+string(steps[2]))
+	must(t, err)
+	_, err = conn.Exec(t.Context(), string(steps[3]))
+	must(t, err)
 }
 
 var (
