@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -385,4 +386,26 @@ func TestTheClaimsCommandsNameWhatIsWrong(t *testing.T) {
 	}
 	d.refused(2, "needs --consumer", "claims", "purge") // what cannot be undone is not read from the environment
 	d.wantIn(d.run("claims", "purge", "--consumer", "billing", "--older-than", "20m", "--below-retention", "--dry-run"), "nothing of consumer billing is older than 20m")
+}
+
+// The commands of the page's section on claims are run, one after another, and write what it
+// says, but for times.
+func TestTheClaimsCommandsWriteWhatThePageSays(t *testing.T) {
+	t.Parallel()
+	s := newTables(t)
+	_, err := s.db.Exec(`
+		INSERT INTO oncemill.claims (consumer, key, settled_at, outcome) VALUES
+		('billing', 'order-7', '2026-11-01T09:00Z', 'settled'), ('billing', 'order-8', now() - interval '1 h', 'settled'), ('billing', 'order-9', now() - interval '2 h', 'dead');
+		INSERT INTO oncemill.claims (consumer, key, settled_at, outcome, token, attempts, claimed_at, lease_until, effect_until) VALUES
+		('mails', 'welcome-12', NULL, NULL, nextval('oncemill.tokens'), 1, now() - interval '1 h', now() - interval '59 min', now() - interval '59 min');
+		INSERT INTO oncemill.handler_errors (consumer, key, errors, last_error, last_at) VALUES
+		('billing', 'order-10', 4, 'customer 7 has no address', now())`)
+	must(t, err)
+	page, err := os.ReadFile("../../docs/operating.md")
+	must(t, err)
+	_, section, _ := strings.Cut(string(page), "\n## Claims\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	if ran := runPage(t, s, []byte(section), t.TempDir()); ran < 5 {
+		t.Errorf("only %d commands were found", ran)
+	}
 }

@@ -126,9 +126,16 @@ func (o claimsPurgeOptions) count(ctx context.Context, inbox *oncemill.Inbox, st
 	case n == 0:
 		return printNothing(ctx, inbox, stdout, *o.consumer, "nothing", fmt.Sprintf("is older than %v", *o.olderThan))
 	}
-	_, err = fmt.Fprintf(stdout, "would forget %d claims of consumer %s, the oldest of %s; messages from before %s that have no claim would be refused\n",
-		n, shown(*o.consumer), timeOrDash(oldest.Time), timeOrDash(time.Now().Add(-*o.olderThan)))
+	_, err = fmt.Fprintf(stdout, "would forget %s of consumer %s, the oldest of %s; messages from before %s that have no claim would be refused\n",
+		numberOfClaims(n), shown(*o.consumer), timeOrDash(oldest.Time), timeOrDash(time.Now().Add(-*o.olderThan)))
 	return err
+}
+
+func numberOfClaims(n int64) string {
+	if n == 1 {
+		return "1 claim"
+	}
+	return fmt.Sprintf("%d claims", n)
 }
 
 // progressEvery is how often a long purge tells how far it is.
@@ -158,8 +165,8 @@ func (o claimsPurgeOptions) purge(ctx context.Context, inbox *oncemill.Inbox, st
 	case n == 0 && left == 0:
 		return printNothing(ctx, inbox, stdout, *o.consumer, "nothing", fmt.Sprintf("is older than %v", *o.olderThan))
 	case left > 0:
-		return fmt.Errorf("forgot %d claims, and left others that another process holds or purges at this moment: run it again later", n)
+		return fmt.Errorf("forgot %s, and left others that another process holds or purges at this moment: run it again later", numberOfClaims(n))
 	}
-	_, err = fmt.Fprintf(stdout, "forgot %d claims of consumer %s\n", n, shown(*o.consumer))
+	_, err = fmt.Fprintf(stdout, "forgot %s of consumer %s\n", numberOfClaims(n), shown(*o.consumer))
 	return err
 }

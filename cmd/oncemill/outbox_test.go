@@ -72,28 +72,10 @@ func (s *tables) count(where string) (n int) {
 func TestTheCommandsOfTheOutboxPageWriteWhatItSays(t *testing.T) {
 	t.Parallel()
 	s := newTables(t)
-	path, err := binary()
-	must(t, err)
 	page, err := os.ReadFile("../../docs/outbox.md")
 	must(t, err)
-	dir, ran := t.TempDir(), 0
-	for _, block := range regexp.MustCompile("(?s)```console\n(.*?)```").FindAllSubmatch(page, -1) {
-		for _, step := range strings.Split("\n"+string(block[1]), "\n$ ")[1:] {
-			command, want, _ := strings.Cut(step, "\n")
-			cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "ONCEMILL_DATABASE_URL="+s.env["ONCEMILL_DATABASE_URL"], "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH"))
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Fatalf("%s: %v\n%s", command, err, out)
-			}
-			if got, want := withoutTimes(string(out)), withoutTimes(want); got != want {
-				t.Errorf("$ %s\n%s\nthe page says\n%s", command, got, want)
-			}
-			ran++
-		}
-	}
-	if ran < 12 {
+	dir := t.TempDir()
+	if ran := runPage(t, s, page, dir); ran < 12 {
 		t.Errorf("only %d commands were found", ran)
 	}
 	// What was dropped can be published after all, as the page says, also what is large.
@@ -128,6 +110,31 @@ func publishDropped(t *testing.T, url string, page []byte, lines string) {
 	must(t, err)
 	_, err = conn.Exec(t.Context(), string(steps[3]))
 	must(t, err)
+}
+
+// runPage runs the commands of a page in a directory, and compares what they write. It
+// returns how many there are.
+func runPage(t *testing.T, s *tables, page []byte, dir string) (ran int) {
+	t.Helper()
+	path, err := binary()
+	must(t, err)
+	for _, block := range regexp.MustCompile("(?s)```console\n(.*?)```").FindAllSubmatch(page, -1) {
+		for _, step := range strings.Split("\n"+string(block[1]), "\n$ ")[1:] {
+			command, want, _ := strings.Cut(step, "\n")
+			cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "ONCEMILL_DATABASE_URL="+s.env["ONCEMILL_DATABASE_URL"], "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", command, err, out)
+			}
+			if got, want := withoutTimes(string(out)), withoutTimes(want); got != want {
+				t.Errorf("$ %s\n%s\nthe page says\n%s", command, got, want)
+			}
+			ran++
+		}
+	}
+	return ran
 }
 
 var (
