@@ -4,6 +4,7 @@ import (
 	"context"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +22,10 @@ type broker struct {
 	name string
 }
 
+// keeper makes a stream that stays: with the last one the server deletes the directory of
+// all, and then cannot create one that is made at that moment.
+var keeper sync.Once
+
 func newBroker(t *testing.T) *broker {
 	t.Helper()
 	conn, err := nats.Connect(testenv.NATSURL(t))
@@ -28,6 +33,10 @@ func newBroker(t *testing.T) *broker {
 	t.Cleanup(conn.Close)
 	js, err := jetstream.New(conn)
 	must(t, err)
+	keeper.Do(func() {
+		_, err := js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{Name: "keeper_of_the_directory", Subjects: []string{"keeper"}})
+		must(t, err)
+	})
 	return &broker{t, js, regexp.MustCompile(`\W`).ReplaceAllString(t.Name(), "_")}
 }
 
