@@ -13,6 +13,7 @@ import (
 
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/consumers/jetstream"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -35,6 +36,7 @@ func until(t *testing.T, run func(ctx context.Context) error) (stop func()) {
 // brings what was not handled yet, and what was is dropped.
 func TestWhatAStreamHasLostIsReplayedAndHandledOnce(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	s := newSystem(t)
 	const keys, each = 10, 20
 	topic := s.topic("orders")

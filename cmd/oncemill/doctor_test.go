@@ -13,6 +13,7 @@ import (
 // server where nothing is wrong see testcontainers/doctor.
 func TestDoctorSaysWhatIsWrongAndExitsWithOne(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	s := start(t)
 	s.publish(t, 3)
 	code, stdout, stderr := call(t, map[string]string{"ONCEMILL_DATABASE_URL": s.dbURL, "ONCEMILL_NATS_URL": s.natsURL}, "doctor", "--role", "relay")
@@ -109,6 +110,7 @@ func TestDoctorLooksAtWhatItCanReach(t *testing.T) {
 // A connection string that makes every transaction read-only takes nothing from it.
 func TestDoctorNeedsNoWrite(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSchema(t, 6)
 	testenv.NeedsSession(t, "a setting of the connection string")
 	u, err := url.Parse(testenv.PostgresURL(t))
 	must(t, err)

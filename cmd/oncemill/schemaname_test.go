@@ -198,7 +198,7 @@ func TestTheClaimsCommandsWorkInASchemaOfAnyName(t *testing.T) {
 		_, err := i.db.Exec(`UPDATE ` + schema.Quote(i.name) + `.claims SET settled_at = now() - interval '40 days'`)
 		must(t, err)
 	}
-	a.wantIn(a.run("claims", "purge", "--consumer", "billing", "--older-than", "720h", "--yes"), "forgot 1 claims")
+	a.wantIn(a.run("claims", "purge", "--consumer", "billing", "--older-than", "720h", "--yes"), "forgot 1 claim")
 	a.wantIn(a.run("claims", "list"), "no claims match")
 	b.wantIn(b.run("claims", "list"), "old")
 	b.wantIn(b.run("claims", "--in-doubt"), "nothing is in doubt")
