@@ -56,7 +56,8 @@ func poll(t *testing.T, what string, done func() bool) {
 // A site is a database and a broker of one test.
 type site struct {
 	t       *testing.T
-	db      *sql.DB
+	db      *sql.DB // of the program that moves in
+	own     *sql.DB // of the test: its connections are not kept, and so not found ended
 	dbURL   string
 	nc      *nats.Conn
 	natsURL string
@@ -69,7 +70,11 @@ type site struct {
 func newSite(t *testing.T, subjects ...string) *site {
 	t.Helper()
 	database := testcontainers.Postgres(t)
-	s := &site{t: t, db: database.DB, dbURL: database.URL}
+	own, err := sql.Open("postgres", database.URL)
+	must(t, err)
+	own.SetMaxIdleConns(-1)
+	t.Cleanup(func() { must(t, own.Close()) })
+	s := &site{t: t, db: database.DB, own: own, dbURL: database.URL}
 	server, err := natsserver.Embed()
 	must(t, err)
 	t.Cleanup(func() { must(t, server.Close()) })
@@ -88,14 +93,14 @@ func newSite(t *testing.T, subjects ...string) *site {
 
 func (s *site) exec(query string, args ...any) {
 	s.t.Helper()
-	if _, err := s.db.Exec(query, args...); err != nil {
+	if _, err := s.own.Exec(query, args...); err != nil {
 		s.t.Fatalf("%s: %v", query, err)
 	}
 }
 
 func (s *site) count(query string, args ...any) (n int) {
 	s.t.Helper()
-	if err := s.db.QueryRow(query, args...).Scan(&n); err != nil {
+	if err := s.own.QueryRow(query, args...).Scan(&n); err != nil {
 		s.t.Fatalf("%s: %v", query, err)
 	}
 	return n
@@ -104,7 +109,7 @@ func (s *site) count(query string, args ...any) (n int) {
 // column returns the values of one text column.
 func (s *site) column(query string, args ...any) (values []string) {
 	s.t.Helper()
-	rows, err := s.db.Query(query, args...)
+	rows, err := s.own.Query(query, args...)
 	must(s.t, err)
 	defer rows.Close()
 	for rows.Next() {
