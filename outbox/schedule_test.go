@@ -121,6 +121,7 @@ func toVersion5(t *testing.T, db *sql.DB) {
 
 func TestOnSchema5NothingCanBeScheduledAndAllElseWorks(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsSession(t, "a log without a word, where sessions of a pooler come and go")
 	testenv.NeedsSchema(t, 6)
 	eachDriver(t, func(t *testing.T, db *sql.DB, _ string) {
 		toVersion5(t, db)
