@@ -519,3 +519,31 @@ func TestAKeyWithManyRowsDoesNotHoldUpItsNeighbours(t *testing.T) {
 	}
 	t.Logf("%d of %d", before.Load(), deep)
 }
+
+// What such a transaction commits goes out though nothing else does.
+func TestWhatALongTransactionCommitsGoesOutByItself(t *testing.T) {
+	t.Parallel()
+	db := testenv.DB(t)
+	sink := newRecorder(nil)
+	relay := start(t, &outbox.Relay{DB: db, Sink: sink})
+	insertKeyed(t, db, "late", 0, 1)
+	relay.settled(t, 1)
+	long, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Rollback()
+	insertKeyed(t, long, "late", 1, 3)
+	for round := range 15 { // until it is taken for what stays open, and floors have passed it by
+		insertKeyed(t, db, "other", round, round+1)
+		relay.Wake()
+		relay.settled(t, 1)
+		time.Sleep(200 * time.Millisecond)
+	}
+	if err := long.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	relay.Wake()
+	relay.settled(t, 2)
+	wantInOrder(t, sink.published(), "late", 3)
+}

@@ -119,6 +119,10 @@ func (o *ordered) rows(ctx context.Context, tx *sql.Tx, n int, aside *aside) (fr
 		o.forget(now)
 	}
 	o.chosen, o.again, o.shunted = o.chosen[:0], false, false
+	// Before, to look where it has written, and after, to know that it was open meanwhile.
+	if _, err := o.longEnded(ctx, tx); err != nil {
+		return "", err
+	}
 	if err := o.lock(ctx, tx); err != nil || len(o.held) == 0 {
 		return "", err
 	}
