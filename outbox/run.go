@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -67,7 +68,7 @@ func (r *Relay) work(ctx, publishing, settling context.Context, version int) (ag
 		})
 	}
 	tasks.Wait()
-	return ctx.Err() == nil, errors.Join(errs...)
+	return ctx.Err() == nil, cmp.Or(errs...)
 }
 
 // orderedVersion is the schema version from which on rows with an ordering key are kept
