@@ -18,11 +18,11 @@ const (
 	floorRows  = 2000
 
 	// forgetFloors is how often partitions are looked at from the bottom, and forgetSlowly
-	// how often where rows wait or the last such look took longer than quickLook. Nothing
-	// should be there, unless somebody has set the ids back.
+	// how often at least, or where that would have all that floors have passed gone through again: rows
+	// that wait, and what was published beside a long transaction.
+	// Nothing should be there, unless somebody has set the ids back.
 	forgetFloors = 5 * time.Second
 	forgetSlowly = time.Minute
-	quickLook    = 50 * time.Millisecond
 )
 
 // A chore is what is done now and then.
@@ -41,13 +41,14 @@ func (c *chore) did(begun time.Time) {
 	c.took = c.last.Sub(begun)
 }
 
-// remember decides how long floors are remembered: from the bottom a fetch may take long.
+// remember decides how long floors are remembered: the longer, the longer the fetch from
+// the bottom took.
 func (o *ordered) remember(took time.Duration) {
 	switch {
-	case o.firm != nil || o.waiting() || o.forgetEvery == 0 && took > quickLook:
+	case o.firm != nil || o.waiting():
 		o.forgetEvery = forgetSlowly
 	case o.forgetEvery == 0:
-		o.forgetEvery = forgetFloors
+		o.forgetEvery = min(max(forgetFloors, scanShare*took), forgetSlowly)
 	}
 }
 
