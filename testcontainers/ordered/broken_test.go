@@ -1,30 +1,20 @@
 package ordered_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/breach"
 )
-
-// brokenVariable names the rule that a broken build has lost.
-const brokenVariable = "ONCEMILL_TEST_BROKEN"
-
-// A breach takes a rule away from Oncemill, in a build in which brokenVariable names it.
-type breach struct {
-	file     string // in the root module
-	old, new string
-}
 
 // A rule is one that the checker sees broken.
 type rule struct {
 	name     string
-	breaches []breach
+	breaches []breach.Breach
 	finds    kind
 	test     string // "": brokenTest
 	messages int    // how many it takes; 0: brokenMessages
@@ -34,67 +24,72 @@ type rule struct {
 // them: the locks of rows, and that a key waits behind a row that is locked, keep the order
 // without it.
 var rules = []rule{
-	{"only what the broker has acknowledged is deleted", []breach{{"outbox/publish.go",
-		`if passed[i] = err == nil; passed[i] {`,
-		`if passed[i] = err == nil || broken("only what the broker has acknowledged is deleted"); passed[i] {`,
+	{"only what the broker has acknowledged is deleted", []breach.Breach{{
+		File: "outbox/publish.go",
+		Old:  `if passed[i] = err == nil; passed[i] {`,
+		New:  `if passed[i] = err == nil || broken("only what the broker has acknowledged is deleted"); passed[i] {`,
 	}}, lost, "", 0},
 
-	{"a message has one dedup id", []breach{{"consumers/jetstream/sinkencode.go",
-		`e.set(nats.MsgIdHdr, row.DedupID)`,
-		`e.set(nats.MsgIdHdr, row.DedupID)
+	{"a message has one dedup id", []breach.Breach{{
+		File: "consumers/jetstream/sinkencode.go",
+		Old:  `e.set(nats.MsgIdHdr, row.DedupID)`,
+		New: `e.set(nats.MsgIdHdr, row.DedupID)
 	if broken("a message has one dedup id") {
 		e.set(nats.MsgIdHdr, nats.NewInbox())
 	}`,
 	}}, strangeID, "TestARepetitionNeverComesBeforeItsPredecessors", 0},
 
 	// The lock of the partition and those of the rows each see to it.
-	{"a row has one relay", []breach{{"outbox/partition.go",
-		`) THEN pg_try_advisory_xact_lock(hashtextextended(%s, number)) END`,
-		") THEN pg_try_advisory_xact_lock(hashtextextended(%s, number))` + onlyIf(broken(`a row has one relay`), ` OR true`) + ` END",
-	}, {"outbox/partition.go",
-		"AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\tFOR UPDATE SKIP LOCKED`",
-		"AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\t` + onlyIf(!broken(`a row has one relay`), `FOR UPDATE SKIP LOCKED`)",
+	{"a row has one relay", []breach.Breach{{
+		File: "outbox/partition.go",
+		Old:  `) THEN pg_try_advisory_xact_lock(hashtextextended(%s, number)) END`,
+		New:  ") THEN pg_try_advisory_xact_lock(hashtextextended(%s, number))` + onlyIf(broken(`a row has one relay`), ` OR true`) + ` END",
+	}, {
+		File: "outbox/partition.go",
+		Old:  "AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\tFOR UPDATE SKIP LOCKED`",
+		New:  "AND parked_at IS NULL\n\t\t\tORDER BY id\n\t\t\t` + onlyIf(!broken(`a row has one relay`), `FOR UPDATE SKIP LOCKED`)",
 	}}, again, "", 0},
 
-	{"one message of a key is on its way at a time", []breach{{"outbox/order.go",
-		`depth := make(map[string]int)`,
-		`if broken("one message of a key is on its way at a time") {
+	{"one message of a key is on its way at a time", []breach.Breach{{
+		File: "outbox/order.go",
+		Old:  `depth := make(map[string]int)`,
+		New: `if broken("one message of a key is on its way at a time") {
 		return [][]Row{rows}
 	}
 	depth := make(map[string]int)`,
 	}}, overtaken, "", 0},
 
-	{"nothing passes what was not acknowledged", []breach{{"outbox/order.go",
-		`if !passed {`,
-		`if !passed && !broken("nothing passes what was not acknowledged") {`,
+	{"nothing passes what was not acknowledged", []breach.Breach{{
+		File: "outbox/order.go",
+		Old:  `if !passed {`,
+		New:  `if !passed && !broken("nothing passes what was not acknowledged") {`,
 	}}, overtaken, "", 0},
 
-	{"rows wait behind one that is deferred or parked", []breach{{"outbox/waits.go",
-		`behind, due := l.keys[c.key]`,
-		`behind, due := l.keys[c.key]
+	{"rows wait behind one that is deferred or parked", []breach.Breach{{
+		File: "outbox/waits.go",
+		Old:  `behind, due := l.keys[c.key]`,
+		New: `behind, due := l.keys[c.key]
 	if held && broken("rows wait behind one that is deferred or parked") {
 		return nil
 	}`,
 	}}, overtaken, "", 0},
 
-	{"floors do not pass by what may still be committed", []breach{{"outbox/partitionfloors.go",
-		`safe := o.safe() //`,
-		`safe := o.safe()
+	{"floors do not pass by what may still be committed", []breach.Breach{{
+		File: "outbox/partitionfloors.go",
+		Old:  `safe := o.safe() //`,
+		New: `safe := o.safe()
 	if broken("floors do not pass by what may still be committed") && o.horizon.seen != bottom {
 		safe = o.horizon.seen + 1
 	} //`,
-	}, {"outbox/partition.go", // or what was passed by would be found after seconds
-		`if now.Sub(o.forgot) >= o.forgetEvery {`,
-		`if now.Sub(o.forgot) >= o.forgetEvery || broken("floors do not pass by what may still be committed") && now.Sub(o.forgot) >= time.Second {`,
+	}, {
+		File: "outbox/partition.go", // or what was passed by would be found after seconds
+		Old:  `if now.Sub(o.forgot) >= o.forgetEvery {`,
+		New:  `if now.Sub(o.forgot) >= o.forgetEvery || broken("floors do not pass by what may still be committed") && now.Sub(o.forgot) >= time.Second {`,
 	}}, overtaken, "", 0},
 }
 
-// brokenSource is added to each package that has a breach.
-const brokenSource = `package %s
-
-import "os"
-
-func broken(rule string) bool { return os.Getenv("` + brokenVariable + `") == rule }
+// onlyIfSource is added to the package outbox besides.
+const onlyIfSource = `package outbox
 
 func onlyIf(yes bool, part string) string {
 	if yes {
@@ -148,57 +143,18 @@ func runBroken(t *testing.T, build string, r rule) ([]byte, error) {
 		messages = brokenMessages
 	}
 	cmd := exec.CommandContext(t.Context(), build, "-test.run=^"+test+"$", "-test.v")
-	cmd.Env = append(os.Environ(), brokenVariable+"="+r.name, seedVariable+"=7", fmt.Sprintf("%s=%d", messagesVariable, messages),
+	cmd.Env = append(os.Environ(), breach.Variable+"="+r.name, seedVariable+"=7", fmt.Sprintf("%s=%d", messagesVariable, messages),
 		"ONCEMILL_TEST_POSTGRES_URL="+testcontainers.Postgres(t).URL)
 	return cmd.CombinedOutput()
 }
 
-// breakBuild builds this test on an Oncemill that can be told to lose a rule. The sources
-// are replaced for the compiler alone.
+// breakBuild builds this test on an Oncemill that can be told to lose a rule.
 func breakBuild(t *testing.T) (program string) {
 	t.Helper()
-	root, err := filepath.Abs("../..")
-	must(t, err)
-	dir := t.TempDir()
-	replace := make(map[string]string)
-	put := func(name, text string) {
-		file := filepath.Join(dir, strings.ReplaceAll(name, "/", "_"))
-		must(t, os.WriteFile(file, []byte(text), 0o600))
-		replace[filepath.Join(root, name)] = file
-	}
-	for name, text := range breached(t, root) {
-		put(name, text)
-		pkg := filepath.Dir(name)
-		put(pkg+"/broken.go", fmt.Sprintf(brokenSource, filepath.Base(pkg)))
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600))
-	program = filepath.Join(dir, "broken.test")
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay="+filepath.Join(dir, "overlay.json"), "-o", program, ".").CombinedOutput()
-	if err != nil {
-		t.Fatalf("the breaches do not build, so they are to be written anew: %v\n%s", err, out)
-	}
-	return program
-}
-
-// breached returns the sources that have breaches.
-func breached(t *testing.T, root string) map[string]string {
-	t.Helper()
-	texts := make(map[string]string)
+	lame := breach.New(t)
 	for _, r := range rules {
-		for _, b := range r.breaches {
-			text, ok := texts[b.file]
-			if !ok {
-				read, err := os.ReadFile(filepath.Join(root, b.file))
-				must(t, err)
-				text = string(read)
-			}
-			if n := strings.Count(text, b.old); n != 1 {
-				t.Fatalf("%s has this %d times, not once, so the breach of the rule that %s is to be written anew:\n%s", b.file, n, r.name, b.old)
-			}
-			texts[b.file] = strings.Replace(text, b.old, b.new, 1)
-		}
+		lame.Lose(r.name, r.breaches...)
 	}
-	return texts
+	lame.Add("outbox/onlyif.go", onlyIfSource)
+	return lame.Program()
 }
