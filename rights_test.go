@@ -21,12 +21,9 @@ func TestCheckNamesTheGrantsThatClaimsNeed(t *testing.T) {
 		_, err := admin.Exec(query)
 		must(t, err)
 	}
-	var role string
-	must(t, admin.QueryRow(`SELECT 'claims_' || current_database()`).Scan(&role))
-	run(`CREATE ROLE ` + role)
-	t.Cleanup(func() { run(`DROP OWNED BY ` + role + `; DROP ROLE ` + role) })
+	role := testenv.Role(t, admin)
 	run(`GRANT USAGE ON SCHEMA oncemill TO ` + role + `; GRANT SELECT ON oncemill.schema_version TO ` + role)
-	in := &oncemill.Inbox{DB: testenv.Open(t, url+"&options=-crole%3D"+role)}
+	in := &oncemill.Inbox{DB: testenv.OpenAs(t, url, role)}
 
 	for _, step := range []struct{ lacks, grant string }{
 		{`(GRANT SELECT, INSERT ON oncemill.claims TO "ROLE"; GRANT SELECT ON oncemill.watermarks TO "ROLE")`, `SELECT ON oncemill.claims`},

@@ -594,12 +594,9 @@ func TestAStackNamesTheGrantsThatItsRoleLacks(t *testing.T) {
 		_, err := admin.Exec(query)
 		must(t, err)
 	}
-	var role string
-	must(t, admin.QueryRow(`SELECT 'stack_' || current_database()`).Scan(&role))
-	run(`CREATE ROLE ` + role)
-	t.Cleanup(func() { run(`DROP OWNED BY ` + role + `; DROP ROLE ` + role) })
+	role := testenv.Role(t, admin)
 	run(`GRANT USAGE ON SCHEMA oncemill TO ` + role + `; GRANT SELECT ON oncemill.schema_version TO ` + role)
-	inbox := &oncemill.Inbox{DB: testenv.Open(t, url+"&options=-crole%3D"+role)}
+	inbox := &oncemill.Inbox{DB: testenv.OpenAs(t, url, role)}
 	for _, step := range []struct {
 		stack       consumers.Stack
 		lacks, then string

@@ -71,9 +71,9 @@ func relayWith(t *testing.T, grants string, sink outbox.Sink) (relay *outbox.Rel
 	t.Helper()
 	testenv.NeedsSession(t, "options of the connection string")
 	db, url := database(t)
-	role = powerlessRole(t, db)
+	role = testenv.Role(t, db)
 	exec(t, db, strings.ReplaceAll(`GRANT USAGE ON SCHEMA oncemill TO {role}; GRANT SELECT ON oncemill.schema_version TO {role};`+grants, "{role}", role))
-	return &outbox.Relay{DB: testenv.Open(t, url+"&options=-crole%3D"+role), Sink: sink}, db, role
+	return &outbox.Relay{DB: testenv.OpenAs(t, url, role), Sink: sink}, db, role
 }
 
 func TestRelayRefusesToStartWithoutRights(t *testing.T) {

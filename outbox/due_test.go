@@ -460,12 +460,12 @@ func TestTheLeastRightsOfARelayThatSchedulesAndKeeps(t *testing.T) {
 	testenv.NeedsSession(t, "SET ROLE")
 	testenv.NeedsSchema(t, 6)
 	db, url := database(t)
-	role := powerlessRole(t, db)
+	role := testenv.Role(t, db)
 	exec(t, db, `GRANT USAGE ON SCHEMA oncemill TO `+role+`; GRANT SELECT ON oncemill.schema_version TO `+role+`;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON oncemill.outbox TO `+role+`;
 		GRANT SELECT, UPDATE (deliver_after), DELETE ON oncemill.scheduled TO `+role+`;
 		GRANT SELECT, INSERT, UPDATE (id), DELETE ON oncemill.published TO `+role)
-	own := testenv.Open(t, url+"&options=-crole%3D"+role)
+	own := testenv.OpenAs(t, url, role)
 	keep(t, db, 10)
 	must(t, (&outbox.Publisher{DB: db}).Publish("t", later(t.Context(), "u", 0)))
 	sink := newRecorder(nil)

@@ -328,7 +328,7 @@ func TestConnectionThatFailsEveryRoundIsReplaced(t *testing.T) {
 	t.Parallel()
 	testenv.NeedsSession(t, "SET ROLE")
 	db, url := database(t)
-	role := powerlessRole(t, db)
+	role := testenv.Role(t, db)
 	own := testenv.Open(t, url)
 	own.SetMaxOpenConns(1)
 	sink := newRecorder(nil)

@@ -251,12 +251,3 @@ func poll(t *testing.T, done func() bool) {
 		}
 	}
 }
-
-// powerlessRole creates a role that may do nothing.
-func powerlessRole(t *testing.T, db *sql.DB) string {
-	t.Helper()
-	role := "powerless_" + value[string](t, db, `SELECT current_database()`)
-	exec(t, db, `CREATE ROLE `+role)
-	t.Cleanup(func() { exec(t, db, `DROP OWNED BY `+role+`; DROP ROLE `+role) })
-	return role
-}

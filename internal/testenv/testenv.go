@@ -75,6 +75,33 @@ func OpenByIndex(t testing.TB, address string) *sql.DB {
 	return db
 }
 
+// Role makes a role that may do nothing in the database of a pool, not even log in. It is
+// dropped at the end of the test, with its rights.
+func Role(t testing.TB, db *sql.DB) string {
+	t.Helper()
+	var role string
+	if err := db.QueryRow(`SELECT 'role_of_' || current_database()`).Scan(&role); err != nil {
+		t.Fatalf("name a role: %v", err)
+	}
+	if _, err := db.Exec(`CREATE ROLE ` + role); err != nil {
+		t.Fatalf("create the role %s: %v", role, err)
+	}
+	t.Cleanup(func() {
+		// The pool may have one connection only, which the test has given the role.
+		if _, err := db.Exec(`RESET ROLE; DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
+			t.Errorf("drop the role %s: %v", role, err)
+		}
+	})
+	return role
+}
+
+// OpenAs is Open with the rights of a role. Through a pooler it does not work: see
+// NeedsSession.
+func OpenAs(t testing.TB, address, role string) *sql.DB {
+	t.Helper()
+	return Open(t, address+"&options=-crole%3D"+role)
+}
+
 // PostgresURL returns the URL of a fresh database with Oncemill's schema in it,
 // which is dropped at the end of the test.
 func PostgresURL(t testing.TB) string {
