@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"net"
 	"os/signal"
 	"syscall"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/pqdial"
 )
 
 // roleVariable makes the test binary play the role that it holds, as JSON.
@@ -107,7 +109,7 @@ func play(text string) error {
 	if err != nil {
 		return err
 	}
-	connector.Dialer(dialer{a})
+	connector.Dialer(pqdial.Dialer(func(conn net.Conn) net.Conn { return &watchedConn{Conn: conn, a: a} }))
 	a.db = sql.OpenDB(connector)
 	defer a.db.Close()
 	a.db.SetMaxIdleConns(a.MaxInFlight + 8) // or most transactions would begin with a new connection

@@ -2,12 +2,10 @@ package effects_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"net"
 	"strings"
 	"sync"
-	"time"
 )
 
 // A watch finds out, from what is sent on one connection to Postgres, in which step of a
@@ -42,27 +40,6 @@ func (w *watch) commits(sent []byte) (step string) {
 		w.step = "" // a transaction begins or ends
 	}
 	return step
-}
-
-// dialer watches the performer's connections to Postgres.
-type dialer struct{ a *performer }
-
-func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return d.DialContext(context.Background(), network, address)
-}
-
-func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return d.DialContext(ctx, network, address)
-}
-
-func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return &watchedConn{Conn: conn, a: d.a}, nil
 }
 
 // watchedConn gives the actor's fault its opportunities around COMMITs.

@@ -1,20 +1,18 @@
 package movein_test
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"fmt"
-	"net"
 	"testing"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/lib/pq"
 
 	"github.com/oncemill/oncemill/outbox/watermillsql"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/pqdial"
 )
 
 // roleVariable makes the test binary play the role that it holds, as JSON.
@@ -49,7 +47,7 @@ func play(text string) error {
 	if err != nil {
 		return err
 	}
-	connector.Dialer(dialer{a})
+	connector.Dialer(pqdial.AroundCommits(func() { a.opportunity(dieBeforeCommit) }, func() { a.opportunity(dieWithinCommit) }))
 	db := sql.OpenDB(connector)
 	defer db.Close()
 	done, err := (&watermillsql.Drain{DB: db, Topic: "events_to_forward", Start: watermillsql.FromBeginning, Batch: 10}).Run(context.Background())
@@ -57,43 +55,12 @@ func play(text string) error {
 	return err
 }
 
-// dialer watches the performer's connections to Postgres.
-type dialer struct{ a *performer }
-
-func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return d.DialContext(context.Background(), network, address)
-}
-
-func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return d.DialContext(ctx, network, address)
-}
-
-func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
+// opportunity is called where a fault could happen, and makes it happen if it is the
+// actor's.
+func (a *performer) opportunity(f fault) {
+	if a.Fault == f {
+		a.Suffer(false, a.After, string(f))
 	}
-	return watched{conn, d.a}, nil
-}
-
-// watched gives the faults their opportunities around COMMITs.
-type watched struct {
-	net.Conn
-	a *performer
-}
-
-func (w watched) Write(p []byte) (int, error) {
-	commits := len(p) > 5 && p[0] == 'Q' && bytes.HasPrefix(p[5:], []byte("COMMIT"))
-	if commits && w.a.Fault == dieBeforeCommit {
-		w.a.Suffer(false, w.a.After, string(w.a.Fault))
-	}
-	n, err := w.Conn.Write(p)
-	if commits && w.a.Fault == dieWithinCommit {
-		w.a.Suffer(false, w.a.After, string(w.a.Fault))
-	}
-	return n, err
 }
 
 // Each of its deaths leaves a batch that is moved, or one that is not.

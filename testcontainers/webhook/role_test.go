@@ -14,6 +14,7 @@ import (
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/consumers/webhook"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/pqdial"
 )
 
 // roleVariable makes the test binary play the role that it holds, as JSON.
@@ -57,7 +58,7 @@ func play(text string) error {
 	if err != nil {
 		return err
 	}
-	connector.Dialer(dialer{a})
+	connector.Dialer(pqdial.AroundCommits(func() { a.opportunity(dieBeforeCommit) }, func() { a.opportunity(dieWithinCommit) }))
 	db := sql.OpenDB(connector)
 	defer db.Close()
 	receiver := &webhook.Stripe{Inbox: &oncemill.Inbox{DB: db}, Topic: a.Topic, Secrets: []string{secret}, Timeout: a.Timeout}
@@ -94,43 +95,4 @@ func (r replies) Write(p []byte) (int, error) {
 		r.a.opportunity(dieBeforeReply)
 	}
 	return r.ResponseWriter.Write(p)
-}
-
-// dialer watches the performer's connections to Postgres.
-type dialer struct{ a *performer }
-
-func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return d.DialContext(context.Background(), network, address)
-}
-
-func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return d.DialContext(ctx, network, address)
-}
-
-func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return watched{conn, d.a}, nil
-}
-
-// watched gives the fault its opportunities around COMMITs.
-type watched struct {
-	net.Conn
-	a *performer
-}
-
-func (w watched) Write(p []byte) (int, error) {
-	commits := len(p) > 5 && p[0] == 'Q' && bytes.HasPrefix(p[5:], []byte("COMMIT"))
-	if commits {
-		w.a.opportunity(dieBeforeCommit)
-	}
-	n, err := w.Conn.Write(p)
-	if commits {
-		w.a.opportunity(dieWithinCommit)
-	}
-	return n, err
 }
