@@ -194,33 +194,13 @@ func (s *Server) start(ctx context.Context) error {
 	defer cancel()
 	err := os.WriteFile(s.pidFile(), []byte(strconv.Itoa(s.process.PID())), 0o600)
 	if err == nil {
-		err = s.ready(ctx)
+		err = s.process.Ready(ctx, 20*time.Millisecond, s.answers)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("%w%s", err, s.logTail()), s.process.Kill())
 	}
 	return nil
 }
-
-// ready waits until the server answers clients.
-func (s *Server) ready(ctx context.Context) error {
-	for {
-		if !s.process.Running() {
-			return errEnded
-		}
-		err := s.answers(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w, last: %w", context.Cause(ctx), err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-var errEnded = errors.New("the server ended")
 
 // answers tells whether the server answers, and counts itself among the brokers
 // that are alive. After a crash it does not do so until the session of the broker
@@ -306,7 +286,7 @@ func (s *Server) KeepRunning(ctx context.Context) error {
 			continue
 		}
 		err := s.Start(ctx)
-		if errors.Is(err, errEnded) && s.process.Killed() {
+		if errors.Is(err, process.ErrEnded) && s.process.Killed() {
 			continue // before it was ready, which takes a few seconds
 		}
 		if err != nil && ctx.Err() == nil {

@@ -149,28 +149,10 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
-	if err := s.ready(ctx); err != nil {
+	if err := s.process.Ready(ctx, 10*time.Millisecond, s.greets); err != nil {
 		return errors.Join(fmt.Errorf("start NATS: %w%s", err, process.LogTail(s.logFile())), s.process.Kill())
 	}
 	return nil
-}
-
-// ready waits until the server accepts connections.
-func (s *Server) ready(ctx context.Context) error {
-	for {
-		if !s.process.Running() {
-			return errors.New("the server ended")
-		}
-		err := s.greets(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w, last: %w", context.Cause(ctx), err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
 }
 
 // greets tells whether the server sends its greeting, and says there that it has

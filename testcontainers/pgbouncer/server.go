@@ -170,20 +170,7 @@ func (s *Server) ready(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	for {
-		if !s.process.Running() {
-			return errors.New("it ended")
-		}
-		err := db.PingContext(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w, last: %w", context.Cause(ctx), err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return s.process.Ready(ctx, 10*time.Millisecond, db.PingContext)
 }
 
 // Addr returns where it listens, as host:port.

@@ -286,20 +286,7 @@ func (s *Server) ready(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	for {
-		if !s.process.Running() {
-			return errors.New("the server ended")
-		}
-		err := db.PingContext(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w, last: %w", context.Cause(ctx), err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return s.process.Ready(ctx, 10*time.Millisecond, db.PingContext)
 }
 
 // URL returns the connection URL of a database, for a superuser. "" means the

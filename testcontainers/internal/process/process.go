@@ -244,6 +244,27 @@ func (p *Process) Wait(limit time.Duration) bool {
 	return true
 }
 
+// ErrEnded says that a program has ended which was to become ready.
+var ErrEnded = errors.New("the server ended")
+
+// Ready waits until the program answers, with that long between one question and the next.
+func (p *Process) Ready(ctx context.Context, pause time.Duration, answers func(context.Context) error) error {
+	for {
+		if !p.Running() {
+			return ErrEnded
+		}
+		err := answers(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w, last: %w", context.Cause(ctx), err)
+		case <-time.After(pause):
+		}
+	}
+}
+
 // Stop ends the program with SIGTERM, which it may take a while to follow, and with
 // SIGKILL when the limit is over. It does nothing if the program has ended.
 func (p *Process) Stop(limit time.Duration) error {
