@@ -8,6 +8,7 @@ import (
 
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/breach"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A rule is one that the checker sees broken.
@@ -162,7 +163,7 @@ func runTest(t *testing.T, build, test, broken string) ([]byte, error) {
 		test, messages = "TestFaults", "900"
 	}
 	cmd := exec.CommandContext(t.Context(), build, "-test.run=^"+test+"$/^batch=[^0]", "-test.v")
-	cmd.Env = append(os.Environ(), breach.Variable+"="+broken, seedVariable+"=7", messagesVariable+"="+messages,
+	cmd.Env = append(os.Environ(), breach.Variable+"="+broken, lot.SeedVariable+"=7", lot.MessagesVariable+"="+messages,
 		"ONCEMILL_TEST_POSTGRES_URL="+testcontainers.Postgres(t).URL)
 	return cmd.CombinedOutput()
 }

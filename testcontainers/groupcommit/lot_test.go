@@ -2,24 +2,16 @@ package groupcommit_test
 
 import (
 	"fmt"
-	"hash/fnv"
-	"math/rand/v2"
 	"sort"
 	"strconv"
-)
 
-// A lot is what a seed says about one thing. Whatever draws the same lot gets the same
-// numbers, in whichever process and order.
-func lot(seed uint64, about ...any) *rand.Rand {
-	hash := fnv.New64a()
-	fmt.Fprintln(hash, about...)
-	return rand.New(rand.NewPCG(seed, hash.Sum64()))
-}
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
+)
 
 // keyOf returns a message's key. Keys are in another order than messages, so that two
 // batches which take them as they come would take them in different orders.
 func keyOf(seed uint64, number int) string {
-	return fmt.Sprintf("%04x-%d", lot(seed, "key", number).Uint32()&0xffff, number)
+	return fmt.Sprintf("%04x-%d", lot.Of(seed, "key", number).Uint32()&0xffff, number)
 }
 
 func payloadOf(number int) []byte { return []byte("payload " + strconv.Itoa(number)) }
@@ -46,7 +38,7 @@ func deliveries(seed uint64, messages, worker int) (all []delivery) {
 	for number := range messages {
 		home := number%2 == worker
 		var again bool
-		draw := lot(seed, "deliveries", number)
+		draw := lot.Of(seed, "deliveries", number)
 		switch n := draw.IntN(100); {
 		case n < 60:
 		case n < 70: // twice at a time
@@ -79,7 +71,7 @@ const among = 512
 
 // shuffled returns all messages, roughly in order, and in another order for each worker.
 func shuffled(seed uint64, messages, worker int) (all []delivery) {
-	draw := lot(seed, "shuffled", worker)
+	draw := lot.Of(seed, "shuffled", worker)
 	for number := range messages {
 		all = append(all, delivery{number, number + draw.IntN(among)})
 	}
@@ -120,7 +112,7 @@ const lastTrouble = 3
 
 // fateOf draws the fate of a message's n-th run in a worker.
 func fateOf(seed uint64, worker string, number, run int) fate {
-	draw := lot(seed, "fate", worker, number, run)
+	draw := lot.Of(seed, "fate", worker, number, run)
 	odds := 400 // calm
 	switch {
 	case loner(number):
@@ -149,7 +141,7 @@ const counters = 10 // hot rows
 
 // shapeOf draws what a run writes.
 func shapeOf(seed uint64, worker string, number, run int) (s shape) {
-	draw := lot(seed, "shape", worker, number, run)
+	draw := lot.Of(seed, "shape", worker, number, run)
 	s.messages, s.hot = 1+draw.IntN(2), []int{}
 	if draw.IntN(4) == 0 {
 		s.published = 1 + draw.IntN(s.messages)

@@ -1,19 +1,17 @@
 package groupcommit_test
 
 import (
-	"crypto/rand"
 	"database/sql"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A site is a database, and the processes that handle messages on it.
@@ -27,23 +25,11 @@ type site struct {
 	workers  []*actor.Process
 }
 
-// Variables that repeat a run.
-const (
-	seedVariable     = "ONCEMILL_TEST_SEED"
-	messagesVariable = "ONCEMILL_TEST_MESSAGES"
-)
-
 func newSite(t *testing.T, batch, messages int) *site {
 	t.Helper()
 	database := testcontainers.Postgres(t)
 	// Victims of deadlocks are chosen after this time, not after Postgres's second.
-	s := &site{t: t, db: database.DB, url: database.URL + "&deadlock_timeout=30ms", seed: drawn(t), messages: messages, batch: batch}
-	if text := os.Getenv(messagesVariable); text != "" {
-		n, err := strconv.Atoi(text)
-		must(t, err)
-		s.messages = n
-	}
-	t.Logf("to repeat the draws: %s=%d", seedVariable, s.seed)
+	s := &site{t: t, db: database.DB, url: database.URL + "&deadlock_timeout=30ms", seed: lot.Seed(t), messages: lot.Messages(t, messages), batch: batch}
 	_, err := s.db.Exec(tablesSQL)
 	must(t, err)
 	_, err = s.db.Exec(`INSERT INTO hot SELECT generate_series(0, $1::integer - 1)`, counters)
@@ -51,21 +37,10 @@ func newSite(t *testing.T, batch, messages int) *site {
 	return s
 }
 
-// drawn returns the seed that is wanted, or another one each time.
-func drawn(t *testing.T) uint64 {
-	t.Helper()
-	if text := os.Getenv(seedVariable); text != "" {
-		seed, err := strconv.ParseUint(text, 10, 64)
-		must(t, err)
-		return seed
-	}
-	var seed [4]byte
-	_, _ = rand.Read(seed[:])
-	return uint64(binary.BigEndian.Uint32(seed[:]))
-}
-
 // repeated tells whether the draws are those of another run.
-func repeated() bool { return os.Getenv(seedVariable) != "" || os.Getenv(messagesVariable) != "" }
+func repeated() bool {
+	return os.Getenv(lot.SeedVariable) != "" || os.Getenv(lot.MessagesVariable) != ""
+}
 
 // worker returns the role of one of the two workers that have messages of their own.
 func (s *site) worker(n int) role {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // tell says what happens to a message.
@@ -124,7 +126,7 @@ func (s *source) deliver(ctx context.Context, out chan<- *message.Message, numbe
 // context returns the context of a delivery, which may end before or while the message
 // is handled.
 func (s *source) context(ctx context.Context, number, attempt int) (context.Context, context.CancelFunc) {
-	draw := lot(s.w.Seed, "context", s.w.Name, number, attempt)
+	draw := lot.Of(s.w.Seed, "context", s.w.Name, number, attempt)
 	odds := 300
 	if stormy(number) {
 		odds = 15

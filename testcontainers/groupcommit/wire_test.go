@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A kind is a statement of the protocol, or of the handler.
@@ -117,7 +119,7 @@ func (s *saboteur) choose(k kind) loss {
 	if !s.w.Failpoints || !ok {
 		return none
 	}
-	draw, one := lot(s.w.Seed, "wire", s.w.Name, k, n), odds[0]
+	draw, one := lot.Of(s.w.Seed, "wire", s.w.Name, k, n), odds[0]
 	if s.w.Batch < 2 {
 		one = odds[1]
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/breach"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A rule is one that the checker sees broken.
@@ -143,7 +144,7 @@ func runBroken(t *testing.T, build string, r rule) ([]byte, error) {
 		messages = brokenMessages
 	}
 	cmd := exec.CommandContext(t.Context(), build, "-test.run=^"+test+"$", "-test.v")
-	cmd.Env = append(os.Environ(), breach.Variable+"="+r.name, seedVariable+"=7", fmt.Sprintf("%s=%d", messagesVariable, messages),
+	cmd.Env = append(os.Environ(), breach.Variable+"="+r.name, lot.SeedVariable+"=7", fmt.Sprintf("%s=%d", lot.MessagesVariable, messages),
 		"ONCEMILL_TEST_POSTGRES_URL="+testcontainers.Postgres(t).URL)
 	return cmd.CombinedOutput()
 }

@@ -2,20 +2,11 @@ package ordered_test
 
 import (
 	"fmt"
-	"hash/fnv"
 	"math"
-	"math/rand/v2"
 
 	"github.com/oncemill/oncemill/outbox"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
-
-// A lot is what a seed says about one thing. Whatever draws the same lot gets the same
-// numbers, in whichever process and order.
-func lot(seed uint64, about ...any) *rand.Rand {
-	hash := fnv.New64a()
-	fmt.Fprintln(hash, about...)
-	return rand.New(rand.NewPCG(seed, hash.Sum64()))
-}
 
 // keyName returns the ordering key of a number.
 func keyName(n int) string { return fmt.Sprintf("key-%03d", n) }
@@ -61,7 +52,7 @@ const lastTrouble = 3
 // is refused under some dedup id is never published under it: an operator who gives it
 // another one makes no second message of it.
 func fateOf(seed uint64, row outbox.Row) fate {
-	draw := lot(seed, "fate", row.DedupID, row.Attempts).IntN(1000)
+	draw := lot.Of(seed, "fate", row.DedupID, row.Attempts).IntN(1000)
 	switch {
 	case row.Attempts > lastTrouble:
 		return succeeds

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // README: messages with the same ordering key are published in the order in which their
@@ -88,7 +89,7 @@ func (s *site) perform(c *script) *ledger {
 // the test's own.
 func (s *site) wantSuffered(c *script) {
 	s.t.Helper()
-	if os.Getenv(messagesVariable) != "" {
+	if os.Getenv(lot.MessagesVariable) != "" {
 		return
 	}
 	for _, f := range []fault{dieBeforePublishing, dieAfterPublishing, killed, stopped} {

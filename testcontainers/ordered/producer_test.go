@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A body is the payload of a message. Key is "" where it has none.
@@ -60,7 +62,7 @@ func (p *producer) produce(ctx context.Context) error {
 	p.Say("running")
 	var writers sync.WaitGroup
 	for w := range p.Load.Writers {
-		writers.Go(func() { p.write(ctx, lot(p.Seed, "writer", p.Producer, w)) })
+		writers.Go(func() { p.write(ctx, lot.Of(p.Seed, "writer", p.Producer, w)) })
 	}
 	writers.Wait()
 	if ctx.Err() == nil {

@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A script is what happens to relays and servers while producers write. It is played
@@ -35,7 +36,7 @@ const relays = 4 // at a time
 
 // newScript draws a script.
 func newScript(s *site) *script {
-	c := &script{site: s, draw: lot(s.seed, "script"), done: make(map[fault]int)}
+	c := &script{site: s, draw: lot.Of(s.seed, "script"), done: make(map[fault]int)}
 	// Who freezes is among the first, since that takes some seconds.
 	first := []fault{freezeWithinAPublish, dieAfterPublishing, killed, dieBeforePublishing}
 	rest := []fault{

@@ -13,6 +13,7 @@ import (
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/outbox"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
 // A sink publishes to JetStream, and has messages fail and the process suffer.
@@ -34,7 +35,7 @@ var (
 
 // PublishBatch makes sink an outbox.Sink.
 func (s *sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
-	draw := lot(s.p.Seed, "batch", s.p.Name, s.calls.Add(1))
+	draw := lot.Of(s.p.Seed, "batch", s.p.Name, s.calls.Add(1))
 	if s.p.Steady {
 		draw = nil
 	}

@@ -2,14 +2,11 @@ package ordered_test
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +16,7 @@ import (
 
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 	"github.com/oncemill/oncemill/testcontainers/internal/process"
 )
 
@@ -45,25 +43,15 @@ type site struct {
 	producers        []*actor.Process
 }
 
-// Variables that repeat a run.
-const (
-	seedVariable     = "ONCEMILL_TEST_SEED"
-	messagesVariable = "ONCEMILL_TEST_MESSAGES"
-)
-
 // newSite returns a site on given servers, whose stream remembers dedup ids for a while.
 func newSite(t *testing.T, database *testcontainers.Database, broker string, window time.Duration, l load) *site {
 	t.Helper()
 	s := &site{
-		t: t, seed: drawn(t), load: l, postgres: database.URL, nats: broker, db: database.DB, topic: "effects",
+		t: t, seed: lot.Seed(t), load: l, postgres: database.URL, nats: broker, db: database.DB, topic: "effects",
 		timeout: time.Second, backoff: 50 * time.Millisecond, poll: 50 * time.Millisecond,
 	}
-	if text := os.Getenv(messagesVariable); text != "" {
-		n, err := strconv.Atoi(text)
-		must(t, err)
-		s.load.Messages, s.load.Unkeyed = n, s.load.Unkeyed*n/s.load.Messages
-	}
-	t.Logf("to repeat the draws: %s=%d", seedVariable, s.seed)
+	s.load.Messages = lot.Messages(t, l.Messages)
+	s.load.Unkeyed = l.Unkeyed * s.load.Messages / l.Messages
 	_, err := s.db.Exec(sentSQL)
 	must(t, err)
 	nc, err := nats.Connect(broker, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
@@ -76,19 +64,6 @@ func newSite(t *testing.T, database *testcontainers.Database, broker string, win
 	_, err = s.js.CreateStream(ctx, natsjs.StreamConfig{Name: s.topic, Subjects: []string{s.topic}, Duplicates: window})
 	must(t, err)
 	return s
-}
-
-// drawn returns the seed that is wanted, or another one each time.
-func drawn(t *testing.T) uint64 {
-	t.Helper()
-	if text := os.Getenv(seedVariable); text != "" {
-		seed, err := strconv.ParseUint(text, 10, 64)
-		must(t, err)
-		return seed
-	}
-	var seed [4]byte
-	_, _ = rand.Read(seed[:])
-	return uint64(binary.BigEndian.Uint32(seed[:]))
 }
 
 // ownPostgres starts a Postgres server for one test.
