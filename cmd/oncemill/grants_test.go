@@ -332,7 +332,7 @@ func (g *granted) resolve(consumer *oncemill.Consumer) error {
 
 // relay publishes, moves a scheduled message, keeps both and forgets them.
 func (g *granted) relay() error {
-	log := new(lockedBuffer)
+	log := new(testenv.Log)
 	stop, ended := g.startRelay(log)
 	err := g.relayed(log, ended)
 	return errors.Join(err, stop())
@@ -340,7 +340,7 @@ func (g *granted) relay() error {
 
 // startRelay starts a relay that does all that relays do. ended has the error of a Run that
 // has ended by itself.
-func (g *granted) startRelay(log *lockedBuffer) (stop func() error, ended <-chan error) {
+func (g *granted) startRelay(log *testenv.Log) (stop func() error, ended <-chan error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	broker := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
 	relay := &outbox.Relay{
@@ -361,7 +361,7 @@ func (g *granted) startRelay(log *lockedBuffer) (stop func() error, ended <-chan
 
 // relayed writes messages, and waits until the relay has done all there is to be done for
 // them, or complains.
-func (g *granted) relayed(log *lockedBuffer, ended <-chan error) error {
+func (g *granted) relayed(log *testenv.Log, ended <-chan error) error {
 	if _, err := g.admin.Exec(`
 		INSERT INTO oncemill.outbox (topic, ordering_key) VALUES ('orders', 'k'), ('orders', NULL);
 		INSERT INTO oncemill.scheduled (topic, deliver_after) VALUES ('orders', now())`); err != nil {
@@ -393,7 +393,7 @@ func TestARunningRelayUsesEachOfItsGrants(t *testing.T) {
 		if grant.On == "" || grant.On == "schema_version" {
 			continue
 		}
-		log := new(lockedBuffer)
+		log := new(testenv.Log)
 		stop, ended := g.startRelay(log)
 		if err := g.relayed(log, ended); err != nil {
 			t.Fatalf("with all of its grants: %v", err)

@@ -100,7 +100,7 @@ func TestGuardDoesNotStartWithoutItsDatabase(t *testing.T) {
 // guarding is a guard that runs in this process.
 type guarding struct {
 	t      *testing.T
-	log    *lockedBuffer
+	log    *testenv.Log
 	addr   string
 	client *http.Client
 	stop   func() (exitCode int)
@@ -109,7 +109,7 @@ type guarding struct {
 func startGuard(t *testing.T, url string, flags ...string) *guarding {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	g := &guarding{t: t, log: new(lockedBuffer), client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}}
+	g := &guarding{t: t, log: new(testenv.Log), client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}}
 	code := make(chan int, 1)
 	go func() {
 		code <- main.Run(ctx, append([]string{"guard", "--listen", "127.0.0.1:0", "--database-url", url}, flags...), nil, io.Discard, g.log)
@@ -129,7 +129,7 @@ func startGuard(t *testing.T, url string, flags ...string) *guarding {
 
 var guardListens = regexp.MustCompile(`guard starts.* listen=(\S+)`)
 
-func guardAddress(t *testing.T, log *lockedBuffer) string {
+func guardAddress(t *testing.T, log *testenv.Log) string {
 	t.Helper()
 	var found []string
 	poll(t, func() bool {

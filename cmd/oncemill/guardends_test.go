@@ -18,12 +18,12 @@ import (
 )
 
 // guardProcess starts the built binary as a guard.
-func guardProcess(t *testing.T, url string, flags ...string) (cmd *exec.Cmd, addr string, log *lockedBuffer) {
+func guardProcess(t *testing.T, url string, flags ...string) (cmd *exec.Cmd, addr string, log *testenv.Log) {
 	t.Helper()
 	path, err := binary()
 	must(t, err)
 	cmd = exec.Command(path, append([]string{"guard", "--listen", "127.0.0.1:0", "--database-url", url}, flags...)...)
-	log = new(lockedBuffer)
+	log = new(testenv.Log)
 	cmd.Stderr = log
 	must(t, cmd.Start())
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })

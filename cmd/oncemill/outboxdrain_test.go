@@ -96,7 +96,7 @@ func TestOutboxDrainFollowsUntilItIsTold(t *testing.T) {
 	t.Parallel()
 	o := newOldOutbox(t)
 	ctx, stop := context.WithCancel(t.Context())
-	var stderr lockedBuffer
+	var stderr testenv.Log
 	code := make(chan int, 1)
 	go func() {
 		code <- main.Run(ctx, []string{"outbox", "drain", "--topic", "events", "--consumer-group=", "--from-beginning", "--follow", "--poll-interval", "10ms"},

@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -91,14 +90,14 @@ func (s *servers) inOutbox(t *testing.T) (n int) {
 
 // A relay is a running `oncemill relay`, in this process.
 type relay struct {
-	log  *lockedBuffer
+	log  *testenv.Log
 	stop func() (exitCode int)
 }
 
 func (s *servers) relay(t *testing.T, flags ...string) *relay {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &relay{log: new(lockedBuffer)}
+	r := &relay{log: new(testenv.Log)}
 	env := map[string]string{"ONCEMILL_DATABASE_URL": s.dbURL, "ONCEMILL_NATS_URL": s.natsURL, "ONCEMILL_POLL_INTERVAL": "50ms"}
 	code := make(chan int, 1)
 	go func() { code <- main.Run(ctx, append([]string{"relay"}, flags...), env, io.Discard, r.log) }()
@@ -144,23 +143,6 @@ func poll(t *testing.T, done func() bool) {
 			t.Fatal("did not happen")
 		}
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func TestRelay(t *testing.T) {
@@ -248,13 +230,13 @@ var binary = sync.OnceValues(func() (string, error) {
 })
 
 // process starts the built binary as a relay.
-func (s *servers) process(t *testing.T, natsURL string, flags ...string) (*exec.Cmd, *lockedBuffer) {
+func (s *servers) process(t *testing.T, natsURL string, flags ...string) (*exec.Cmd, *testenv.Log) {
 	t.Helper()
 	path, err := binary()
 	must(t, err)
 	cmd := exec.Command(path, append([]string{"relay"}, flags...)...)
 	cmd.Env = append(os.Environ(), "ONCEMILL_DATABASE_URL="+s.dbURL, "ONCEMILL_NATS_URL="+natsURL)
-	log := new(lockedBuffer)
+	log := new(testenv.Log)
 	cmd.Stderr = log
 	must(t, cmd.Start())
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })

@@ -16,6 +16,7 @@ import (
 
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/internal/delivery"
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 func TestHoldStopsFetchingUntilTheProbeSucceeds(t *testing.T) {
@@ -23,10 +24,10 @@ func TestHoldStopsFetchingUntilTheProbeSucceeds(t *testing.T) {
 	b := newBench(t, nil)
 	b.publish(b.topic("a"), 20)
 	said := b.said()
-	var log logbook
+	var log testenv.Log
 	s := b.subscriber("g")
 	s.MaxInFlight = 5
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	s.NakDelay = func(uint64) time.Duration { return 10 * time.Millisecond }
 	messages := b.subscribe(s, b.topic("a"))
 
@@ -58,7 +59,7 @@ func TestHoldStopsFetchingUntilTheProbeSucceeds(t *testing.T) {
 	for range 20 {
 		receive(t, messages).Ack()
 	}
-	if n := log.count("again after a pause"); n != 1 {
+	if n := log.Count("again after a pause"); n != 1 {
 		t.Errorf("resuming was logged %d times", n)
 	}
 	if n := probes.Load(); n != 5 {
@@ -161,17 +162,17 @@ func TestCloseGivesUpAfterDrainTimeout(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, nil)
 	b.publish(b.topic("a"), 1)
-	var log logbook
+	var log testenv.Log
 	s := b.subscriber("g")
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	s.AckWait = 500 * time.Millisecond
 	s.DrainTimeout = 50 * time.Millisecond
 	messages := b.subscribe(s, b.topic("a"))
 	stuck := receive(t, messages)
 	must(t, s.Close())
 	must(t, s.Close())
-	if log.count("not acknowledged within DrainTimeout") != 1 {
-		t.Errorf("log: %s", log.text.String())
+	if log.Count("not acknowledged within DrainTimeout") != 1 {
+		t.Errorf("log: %s", log.String())
 	}
 	again := receive(t, b.subscribe(b.subscriber("g"), b.topic("a")))
 	if attempt(t, again) != 2 {
@@ -270,18 +271,18 @@ func TestAClosedConnectionEndsTheSubscription(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, nil)
 	b.publish(b.topic("a"), 3)
-	var log logbook
+	var log testenv.Log
 	s := b.subscriber("g")
 	s.Conn = connect(t)
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	messages := b.subscribe(s, b.topic("a"))
 	msg := receive(t, messages)
 	s.Conn.Close()
 	msg.Ack()
 	for range messages {
 	}
-	if log.count("MaxReconnects") != 1 {
-		t.Errorf("log: %s", log.text.String())
+	if log.Count("MaxReconnects") != 1 {
+		t.Errorf("log: %s", log.String())
 	}
 }
 
@@ -291,9 +292,9 @@ func TestADeletedConsumerIsMadeAnew(t *testing.T) {
 		t.Run("group "+group, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, nil)
-			var log logbook
+			var log testenv.Log
 			s := b.subscriber(group)
-			s.Logger = log.logger()
+			s.Logger = log.Logger()
 			s.MaxInFlight = 4
 			messages := b.subscribe(s, b.topic("a"))
 			b.publish(b.topic("a"), 5)
@@ -319,8 +320,8 @@ func TestADeletedConsumerIsMadeAnew(t *testing.T) {
 			if _, again := seen["1"]; group == "" && again {
 				t.Errorf("delivered after the deletion: %v", seen)
 			}
-			if log.count("the consumer is gone") != 1 {
-				t.Errorf("log: %s", log.text.String())
+			if log.Count("the consumer is gone") != 1 {
+				t.Errorf("log: %s", log.String())
 			}
 		})
 	}

@@ -1,7 +1,6 @@
 package webhook_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha1"
@@ -15,7 +14,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -40,36 +38,18 @@ type site struct {
 	t     *testing.T
 	db    *sql.DB
 	inbox *oncemill.Inbox
-	log   *logged
+	log   *testenv.Log // none of it may have a secret or a body in it
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, db: testenv.DB(t), log: &logged{}}
+	s := &site{t: t, db: testenv.DB(t), log: &testenv.Log{}}
 	// A delivery waits for another of the same event, however slow the machine is.
 	s.inbox = &oncemill.Inbox{DB: s.db, LockWait: time.Minute}
 	return s
 }
 
-// logged keeps what receivers log. None of it may have a secret or a body in it.
-type logged struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (s *site) logger() *slog.Logger { return slog.New(slog.NewTextHandler(s.log, nil)) }
+func (s *site) logger() *slog.Logger { return s.log.Logger() }
 
 func (s *site) stripe() *webhook.Stripe {
 	return &webhook.Stripe{Inbox: s.inbox, Topic: "events", Secrets: []string{stripeSecret}, Timeout: time.Minute, Logger: s.logger()}

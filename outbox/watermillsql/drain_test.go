@@ -170,7 +170,7 @@ func TestDrainLeavesOutNoMessageThatIsCommittedLate(t *testing.T) {
 
 	var log logbook
 	d := o.drain("g")
-	d.Logger = log.logger()
+	d.Logger = log.Logger()
 	ended := make(chan error, 1)
 	go func() {
 		_, err := d.Run(within(t))
@@ -334,7 +334,7 @@ func TestDrainFollowsWritersThroughLostConnections(t *testing.T) {
 	o.subscribed("g")
 	var log logbook
 	d := o.drain("g")
-	d.Follow, d.Logger = true, log.logger()
+	d.Follow, d.Logger = true, log.Logger()
 	ctx, stop := context.WithCancel(within(t))
 	ended := make(chan error, 1)
 	var done watermillsql.Drained

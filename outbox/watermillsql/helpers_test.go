@@ -1,14 +1,12 @@
 package watermillsql_test
 
 import (
-	"bytes"
 	"context"
 	stdsql "database/sql"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -181,24 +179,7 @@ func names(to string, n int) (all []string) {
 }
 
 // A logbook collects what is logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logbook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *logbook) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+type logbook struct{ testenv.Log }
 
 func (l *logbook) await(t *testing.T, words string) {
 	t.Helper()

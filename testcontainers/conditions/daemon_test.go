@@ -1,16 +1,15 @@
 package conditions_test
 
 import (
-	"bytes"
 	"io"
 	"net/http"
 	"os/exec"
 	"regexp"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 // A daemon is a running `oncemill relay`.
@@ -107,26 +106,9 @@ func (d *daemon) wantMemory(most int) {
 }
 
 // A logbook collects what is logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logbook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *logbook) count(words string) int { return strings.Count(l.String(), words) }
+type logbook struct{ testenv.Log }
 
 func (l *logbook) await(t testing.TB, words string) {
 	t.Helper()
-	until(t, words+" is logged", patience, func() bool { return l.count(words) > 0 }, l.String)
+	until(t, words+" is logged", patience, func() bool { return l.Count(words) > 0 }, l.String)
 }

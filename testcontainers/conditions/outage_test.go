@@ -48,7 +48,7 @@ func TestABrokerThatIsDownForAnHour(t *testing.T) {
 
 	must(t, s.server.Start(within(t)))
 	back := time.Now()
-	until(t, "it goes on", patience, func() bool { return d.log.count("goes on") == 1 }, d.log.String)
+	until(t, "it goes on", patience, func() bool { return d.log.Count("goes on") == 1 }, d.log.String)
 	t.Logf("it was down for %v, and the relay went on %v after it was back", time.Since(down).Round(time.Second), time.Since(back).Round(time.Millisecond))
 	s.awaitEmpty()
 	until(t, "it is ready again", patience, d.ready)
@@ -67,7 +67,7 @@ func logged(t *testing.T, d *daemon, before, most int, words ...string) {
 		t.Errorf("%d lines in the log since the broker went, want at most %d", n, most)
 	}
 	for _, word := range words {
-		if n := d.log.count(word); n != 1 {
+		if n := d.log.Count(word); n != 1 {
 			t.Errorf("it says %d times %q", n, word)
 		}
 	}

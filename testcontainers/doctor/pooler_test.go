@@ -1,17 +1,16 @@
 package doctor_test
 
 import (
-	"bytes"
 	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/oncemill/oncemill/internal/doctor"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/process"
 )
@@ -118,7 +117,7 @@ ignore_startup_parameters = extra_float_digits
 	if os.Geteuid() == 0 {
 		cmd.Args = append(cmd.Args, "-u", "nobody")
 	}
-	var log logbook
+	var log testenv.Log
 	cmd.Stderr = &log
 	must(t, cmd.Start())
 	ended := make(chan struct{})
@@ -134,22 +133,4 @@ ignore_startup_parameters = extra_float_digits
 	})
 	u.Host = fmt.Sprintf("127.0.0.1:%d", port)
 	return u.String()
-}
-
-// A logbook collects what a process logs.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logbook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }

@@ -1,7 +1,6 @@
 package email_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -21,6 +20,7 @@ import (
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/consumers/email"
 	"github.com/oncemill/oncemill/consumers/jetstream"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/outbox"
 	"github.com/oncemill/oncemill/testcontainers"
@@ -37,19 +37,7 @@ type shop struct {
 	lost      email.LostReply
 	keyLife   time.Duration
 	publisher *jetstream.Publisher
-	log       *logbook
-}
-
-// A logbook collects what is logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
+	log       *testenv.Log
 }
 
 func newShop(t *testing.T, options smtpserver.Options) *shop {
@@ -60,7 +48,7 @@ func newShop(t *testing.T, options smtpserver.Options) *shop {
 	t.Cleanup(nc.Close)
 	s := &shop{
 		post: openPost(t, options, (&oncemill.Inbox{DB: db}).Consumer("mails")), db: db, nc: nc,
-		topic: "mails-" + strings.ToLower(rand.Text()[:10]), publisher: &jetstream.Publisher{Conn: nc}, log: &logbook{},
+		topic: "mails-" + strings.ToLower(rand.Text()[:10]), publisher: &jetstream.Publisher{Conn: nc}, log: &testenv.Log{},
 	}
 	js, err := natsjs.New(nc)
 	must(t, err)
@@ -184,7 +172,7 @@ func (s *shop) audit(mails int) (inDoubt int) {
 	if claims != mails || len(sent) != 0 {
 		s.t.Errorf("there are %d claims of %d, and without a claim were sent %v", claims, mails, sent)
 	}
-	if text := s.log.text.String(); strings.Contains(text, password) {
+	if text := s.log.String(); strings.Contains(text, password) {
 		s.t.Errorf("the log tells the password: %s", text)
 	}
 	return inDoubt

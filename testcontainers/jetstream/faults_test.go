@@ -149,7 +149,7 @@ func TestASubscriptionSurvivesAFrozenBroker(t *testing.T) {
 	s := newSite(t)
 	sub := s.subscriber("g")
 	var log logbook
-	sub.Logger = log.logger()
+	sub.Logger = log.Logger()
 	messages := s.subscribe(sub)
 	s.publish(0, 5)
 	s.expect(messages, 0, 5)

@@ -1,16 +1,14 @@
 package jetstream_test
 
 import (
-	"bytes"
 	"context"
-	"log/slog"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"go.uber.org/goleak"
+
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
@@ -49,30 +47,13 @@ func receive(t testing.TB, messages <-chan *message.Message) *message.Message {
 }
 
 // A logbook collects what is logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logbook) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-func (l *logbook) has(words string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), words)
-}
+type logbook struct{ testenv.Log }
 
 func (l *logbook) await(t testing.TB, words string) {
 	t.Helper()
-	for end := time.Now().Add(patience); !l.has(words); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); l.Count(words) == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%q is not logged, but: %s", words, l.text.String())
+			t.Fatalf("%q is not logged, but: %s", words, l.String())
 		}
 	}
 }

@@ -193,7 +193,7 @@ func TestAheadLeavesRecordsWithoutKeyAlone(t *testing.T) {
 	b.publish(0, 10)
 	var log logbook
 	s := b.subscriber("g")
-	s.MaxInFlight, s.Ahead, s.Logger = 4, 8, log.logger()
+	s.MaxInFlight, s.Ahead, s.Logger = 4, 8, log.Logger()
 	messages := b.subscribe(s)
 	var out []*message.Message
 	for i := range 10 {

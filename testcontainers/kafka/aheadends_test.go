@@ -153,7 +153,7 @@ func TestAPauseWithMessagesAhead(t *testing.T) {
 	b.publish(0, 30)
 	var log logbook
 	s := b.subscriber("g")
-	s.Ahead, s.Logger = 8, log.logger()
+	s.Ahead, s.Logger = 8, log.Logger()
 	messages, out := b.ahead(s, 8)
 	var back atomic.Bool
 	info, _ := delivery.From(out[0].Context())

@@ -36,7 +36,7 @@ func TestWithoutOnceNothingIsHandedOutAhead(t *testing.T) {
 	b.publish(0, 100)
 	var log logbook
 	s := b.subscriber("g")
-	s.Ahead, s.Logger = 16, log.logger()
+	s.Ahead, s.Logger = 16, log.Logger()
 	router, err := message.NewRouter(message.RouterConfig{}, watermill.NewSlogLogger(slog.New(slog.DiscardHandler)))
 	must(t, err)
 	var r running
@@ -50,8 +50,8 @@ func TestWithoutOnceNothingIsHandedOutAhead(t *testing.T) {
 		t.Errorf("%d messages at a time", n)
 	}
 	for _, words := range []string{"Subscriber.Ahead", "consumers.Stack", "Once.Inbox", "Batch above 1"} {
-		if log.count(words) != 1 {
-			t.Errorf("%q is logged %d times, want once:\n%s", words, log.count(words), log.String())
+		if log.Count(words) != 1 {
+			t.Errorf("%q is logged %d times, want once:\n%s", words, log.Count(words), log.String())
 		}
 	}
 }
@@ -64,7 +64,7 @@ func TestAnAckOutOfTurnEndsHandingOutAhead(t *testing.T) {
 	b.publish(0, 30)
 	var log logbook
 	s := b.subscriber("g")
-	s.Ahead, s.Logger = 4, log.logger()
+	s.Ahead, s.Logger = 4, log.Logger()
 	messages, out := b.ahead(s, 3)
 	receive(t, messages).Nack()         // which tells nothing
 	b.keep(receive(t, messages)).Nack() // nor does what was kept the last time

@@ -340,7 +340,7 @@ func TestKafkaCredentialsThatChange(t *testing.T) {
 	b, _ := f.visited(t, v)
 	subscriber := b.subscriber("g", v.opts...)
 	var log logbook
-	subscriber.Logger = log.logger()
+	subscriber.Logger = log.Logger()
 	messages := b.subscribe(subscriber)
 	database := testcontainers.Postgres(t)
 	d := relays(t, database, f.at[v.listener], "--kafka-sasl", "scram-sha-256", "--kafka-user", user, "--kafka-password-file", file)

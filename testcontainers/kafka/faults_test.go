@@ -338,7 +338,7 @@ func TestKafkaAnEvictedMemberDoesNotSetTheNewOwnersOffsetBack(t *testing.T) {
 	group := "g-" + b.topic
 	var log logbook
 	s := b.subscriber("g", kgo.SessionTimeout(30*time.Second), kgo.HeartbeatInterval(15*time.Second))
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	messages := b.subscribe(s)
 	msg := receive(t, messages)
 	time.Sleep(time.Second) // the quick heartbeat after a join is over
@@ -383,7 +383,7 @@ func TestKafkaAFailedCommitIsRepeated(t *testing.T) {
 	b.publish(0, 5)
 	var log logbook
 	s := b.subscriber("g", kgo.SessionTimeout(time.Minute), kgo.HeartbeatInterval(10*time.Second))
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	messages := b.subscribe(s)
 	first := receive(t, messages)
 	must(t, server.Freeze())

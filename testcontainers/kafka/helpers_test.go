@@ -1,12 +1,10 @@
 package kafka_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/oncemill/oncemill/consumers/kafka"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 )
@@ -248,28 +247,9 @@ func (b *bench) awaitCommitted(group string, want int64) {
 }
 
 // A logbook collects what is logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
+type logbook struct{ testenv.Log }
 
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logbook) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-func (l *logbook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *logbook) has(words string) bool { return l.count(words) > 0 }
-
-func (l *logbook) count(words string) int { return strings.Count(l.String(), words) }
+func (l *logbook) has(words string) bool { return l.Count(words) > 0 }
 
 func (l *logbook) await(t testing.TB, words string) {
 	t.Helper()

@@ -237,7 +237,7 @@ func TestCloseDoesNotWaitLongerThanDrainTimeout(t *testing.T) {
 	b.publish(0, 3)
 	var log logbook
 	s := b.subscriber("g")
-	s.DrainTimeout, s.Logger = 200*time.Millisecond, log.logger()
+	s.DrainTimeout, s.Logger = 200*time.Millisecond, log.Logger()
 	messages := b.subscribe(s)
 	receive(t, messages).Ack()
 	receive(t, messages) // and no ack
@@ -339,7 +339,7 @@ func TestNothingIsHandedOutWhileWhatHandlersNeedIsAway(t *testing.T) {
 	b.spread(2, 0, 40, decimal) // so that one is on offer while the other is handled
 	var log logbook
 	s := b.subscriber("g")
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	messages := b.subscribe(s)
 	msg := receive(t, messages)
 	info, _ := delivery.From(msg.Context())
@@ -441,7 +441,7 @@ func TestATopicThatIsDeletedAndMadeAgainIsReadFromItsBeginning(t *testing.T) {
 			b.publish(0, 20)
 			var log logbook
 			s := b.subscriber(group)
-			s.Logger = log.logger()
+			s.Logger = log.Logger()
 			messages := b.subscribe(s)
 			positions := make(map[string]bool)
 			for range 10 {
@@ -624,7 +624,7 @@ func TestAHoldDoesNotOutliveItsSession(t *testing.T) {
 	b.publish(0, 5)
 	var log logbook
 	s := b.subscriber("g")
-	s.Logger = log.logger()
+	s.Logger = log.Logger()
 	messages := b.subscribe(s)
 	msg := receive(t, messages)
 	info, _ := delivery.From(msg.Context())

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/oncemill/oncemill/internal/testenv"
 )
 
 const guide = "../../docs/moving-in.md"
@@ -134,8 +136,8 @@ func program(t *testing.T) string {
 type shell struct {
 	t      *testing.T
 	cmd    *exec.Cmd
-	stdout lockedBuffer
-	stderr lockedBuffer
+	stdout testenv.Log
+	stderr testenv.Log
 	ended  chan error
 }
 
@@ -187,21 +189,4 @@ func (sh *shell) stop() {
 func (sh *shell) await(words string) {
 	sh.t.Helper()
 	poll(sh.t, "it logs "+words, func() bool { return strings.Contains(sh.stderr.String(), words) })
-}
-
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

@@ -1,7 +1,6 @@
 package payment_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -21,6 +20,7 @@ import (
 	"github.com/oncemill/oncemill"
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/consumers/payment"
+	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/outbox"
 	"github.com/oncemill/oncemill/testcontainers"
@@ -37,19 +37,7 @@ type business struct {
 	keyLife   time.Duration
 	landing   time.Duration
 	publisher *jetstream.Publisher
-	log       *logbook
-}
-
-// A logbook collects what is logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
+	log       *testenv.Log
 }
 
 func newBusiness(t *testing.T, options stripeserver.Options) *business {
@@ -63,7 +51,7 @@ func newBusiness(t *testing.T, options stripeserver.Options) *business {
 	b := &business{
 		shop: newShop(t, options), db: database.DB, nc: nc, topic: "orders-" + strings.ToLower(rand.Text()[:10]),
 		keyLife: payment.StripeKeyLifetime, landing: 200 * time.Millisecond,
-		publisher: &jetstream.Publisher{Conn: nc, MsgID: jetstream.TopicUUID}, log: &logbook{},
+		publisher: &jetstream.Publisher{Conn: nc, MsgID: jetstream.TopicUUID}, log: &testenv.Log{},
 	}
 	js, err := natsjs.New(nc)
 	must(t, err)
@@ -188,7 +176,7 @@ func (b *business) audit(orders int) {
 		}
 	}
 	must(b.t, rows.Err())
-	if text := b.log.text.String(); strings.Contains(text, stripeserver.DefaultAPIKey) || strings.Contains(text, "_secret_") {
+	if text := b.log.String(); strings.Contains(text, stripeserver.DefaultAPIKey) || strings.Contains(text, "_secret_") {
 		b.t.Errorf("the log tells a secret: %s", text)
 	}
 	if claims != orders {
