@@ -16,6 +16,7 @@ import (
 	"github.com/oncemill/oncemill/internal/testenv"
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/cache"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -52,14 +53,7 @@ func execute(t testing.TB, db *sql.DB, statements string) {
 // start starts a Postgres of the test's own.
 func start(t *testing.T, options testcontainers.PostgresOptions) *testcontainers.PostgresServer {
 	t.Helper()
-	server, err := testcontainers.StartPostgres(t.Context(), options)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close Postgres: %v", err)
-		}
-	})
-	return server
+	return own.Postgres(t, options)
 }
 
 // secret is the password of roles.

@@ -19,6 +19,7 @@ import (
 	"github.com/oncemill/oncemill/testcontainers"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 )
 
 // A site is where effects are made: a database, a broker with a stream of orders and one
@@ -71,14 +72,7 @@ func siteOn(t *testing.T, p policy, database *testcontainers.Database) *site {
 // ownPostgres starts a Postgres server for one test.
 func ownPostgres(t *testing.T) *testcontainers.PostgresServer {
 	t.Helper()
-	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{Volatile: true})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close Postgres: %v", err)
-		}
-	})
-	return server
+	return own.Postgres(t, testcontainers.PostgresOptions{Volatile: true})
 }
 
 // worker returns the role of a worker.

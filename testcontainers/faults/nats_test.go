@@ -9,6 +9,7 @@ import (
 	"github.com/oncemill/oncemill/testcontainers"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 	"github.com/oncemill/oncemill/testcontainers/internal/proxy"
 )
 
@@ -17,13 +18,7 @@ import (
 // when it is back, since its process was killed and not the machine.
 func TestNATSRestarts(t *testing.T) {
 	t.Parallel()
-	server, err := testcontainers.StartNATS(t.Context(), testcontainers.NATSOptions{})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close NATS: %v", err)
-		}
-	})
+	server := own.NATS(t, testcontainers.NATSOptions{})
 	s := siteOn(t, testcontainers.Postgres(t), server.URL())
 	others := "others-" + s.orders
 	s.stream(natsjs.StreamConfig{Name: others, Subjects: []string{others}})

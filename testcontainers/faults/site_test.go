@@ -20,6 +20,7 @@ import (
 	"github.com/oncemill/oncemill/testcontainers"
 
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 )
 
 // A site is where messages are handled: a database and a broker, with a stream
@@ -70,14 +71,7 @@ func ownPostgres(t *testing.T) *testcontainers.PostgresServer {
 	t.Helper()
 	servers <- struct{}{}
 	t.Cleanup(func() { <-servers })
-	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{Volatile: true})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close Postgres: %v", err)
-		}
-	})
-	return server
+	return own.Postgres(t, testcontainers.PostgresOptions{Volatile: true})
 }
 
 // stream creates a stream, or changes it.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 )
 
 // A site is two guards on one Postgres, and a broker.
@@ -61,14 +62,7 @@ func ownPostgres(t *testing.T) *testcontainers.PostgresServer { return ownPostgr
 // ownPostgresIn is ownPostgres with its files in a directory.
 func ownPostgresIn(t *testing.T, dir string) *testcontainers.PostgresServer {
 	t.Helper()
-	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{Dir: dir, Volatile: true})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close Postgres: %v", err)
-		}
-	})
-	return server
+	return own.Postgres(t, testcontainers.PostgresOptions{Dir: dir, Volatile: true})
 }
 
 // claims claims at one of the guards, and wants an answer.

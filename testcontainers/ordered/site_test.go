@@ -17,6 +17,7 @@ import (
 	"github.com/oncemill/oncemill/testcontainers"
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 	"github.com/oncemill/oncemill/testcontainers/internal/lot"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 	"github.com/oncemill/oncemill/testcontainers/internal/process"
 )
 
@@ -69,14 +70,7 @@ func newSite(t *testing.T, database *testcontainers.Database, broker string, win
 // ownPostgres starts a Postgres server for one test.
 func ownPostgres(t *testing.T) *testcontainers.PostgresServer {
 	t.Helper()
-	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{Volatile: true})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close Postgres: %v", err)
-		}
-	})
-	return server
+	return own.Postgres(t, testcontainers.PostgresOptions{Volatile: true})
 }
 
 // ownNATS starts a NATS server for one test, which writes through to the disk whatever
@@ -85,14 +79,7 @@ func ownNATS(t *testing.T) *testcontainers.NATSServer {
 	t.Helper()
 	dir := inMemory(t)
 	config := fmt.Sprintf("jetstream { store_dir: %q, sync_interval: always }", filepath.Join(dir, "streams"))
-	server, err := testcontainers.StartNATS(t.Context(), testcontainers.NATSOptions{Dir: dir, Config: config})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Errorf("close NATS: %v", err)
-		}
-	})
-	return server
+	return own.NATS(t, testcontainers.NATSOptions{Dir: dir, Config: config})
 }
 
 // inMemory returns a directory in memory, if there is one for it. It is processes that

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 	"github.com/oncemill/oncemill/testcontainers/internal/proxy"
 )
 
@@ -120,13 +121,7 @@ func TestPostgresGoesAwayUnderAReceiver(t *testing.T) {
 	for name, outage := range outages {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{})
-			must(t, err)
-			t.Cleanup(func() {
-				if err := server.Close(); err != nil {
-					t.Errorf("close Postgres: %v", err)
-				}
-			})
+			server := own.Postgres(t, testcontainers.PostgresOptions{})
 			s := newSite(t, testcontainers.DatabaseOn(t, server))
 			s.hire = func(int) role { return role{Timeout: 2 * time.Second} }
 			s.postgres = withConnectTimeout(t, s.postgres)
