@@ -190,15 +190,8 @@ func IsSerialization(err error) bool {
 	return false
 }
 
-// sqlState returns the SQLSTATE of a Postgres error in err's tree, "" if there
-// is none. The errors of both lib/pq and pgx have the method.
-func sqlState(err error) string {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
-		return e.SQLState()
-	}
-	return ""
-}
+// sqlState returns the SQLSTATE of a Postgres error in err's tree, "" if there is none.
+func sqlState(err error) string { return dbcheck.SQLState(err) }
 
 // isUnavailable reports whether a database call failed because of the
 // connection or the server's state, not because of the statement.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/dbcheck"
 )
 
 // A problem is an error of a caller, or one that a caller is told about. Its body is
@@ -160,8 +161,8 @@ func unavailable(err error) problem {
 }
 
 func isReadOnly(err error) bool {
-	var state interface{ SQLState() string }
-	return errors.Is(err, oncemill.ErrReadOnly) || errors.As(err, &state) && (state.SQLState() == "25006" || state.SQLState() == "0A000") // a replica refuses BEGIN READ WRITE
+	state := dbcheck.SQLState(err)
+	return errors.Is(err, oncemill.ErrReadOnly) || state == "25006" || state == "0A000" // a replica refuses BEGIN READ WRITE
 }
 
 // write answers with JSON. What cannot be sent any more, nobody waits for.

@@ -4,12 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/pgarray"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -241,8 +241,7 @@ func maySetRole(ctx context.Context, db *sql.DB) (bool, error) {
 	}
 	defer tx.Rollback()
 	_, err = tx.ExecContext(ctx, `SET LOCAL session_replication_role = replica`)
-	var refused interface{ SQLState() string }
-	if errors.As(err, &refused) && refused.SQLState() == "42501" {
+	if dbcheck.SQLState(err) == "42501" {
 		return false, nil
 	}
 	return err == nil, err

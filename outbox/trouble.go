@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/grants"
 )
 
@@ -51,9 +52,5 @@ func (t *trouble) pause(well time.Duration) time.Duration {
 
 func lacksRights(err error) bool {
 	var missing *grants.Error
-	if errors.As(err, &missing) {
-		return true
-	}
-	var state interface{ SQLState() string }
-	return errors.As(err, &state) && state.SQLState() == "42501"
+	return errors.As(err, &missing) || dbcheck.SQLState(err) == "42501"
 }

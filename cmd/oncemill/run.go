@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/doctor"
 )
 
@@ -89,8 +90,7 @@ func withRemedy(name string, err error) error {
 	role, ok := map[string]doctor.Role{
 		"outbox": doctor.Operator, "claims": doctor.Operator, "resolve": doctor.Effects, "relay": doctor.Relay, "guard": doctor.Guard, "migrate": doctor.Migrate,
 	}[first]
-	var state interface{ SQLState() string }
-	if !ok || name == outboxDrainCommand.name || !errors.As(err, &state) || state.SQLState() != "42501" || strings.Contains(err.Error(), "(GRANT ") {
+	if !ok || name == outboxDrainCommand.name || dbcheck.SQLState(err) != "42501" || strings.Contains(err.Error(), "(GRANT ") {
 		return err
 	}
 	return fmt.Errorf("%w (`oncemill doctor --role %s`, with the same --database-url, says which GRANT is missing)", err, role)

@@ -131,10 +131,19 @@ func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 	return version, nil
 }
 
+// SQLState returns the SQLSTATE of a Postgres error in err's tree, "" if there is none. The
+// errors of both lib/pq and pgx have the method.
+func SQLState(err error) string {
+	var e interface{ SQLState() string }
+	if errors.As(err, &e) {
+		return e.SQLState()
+	}
+	return ""
+}
+
 // ofPooler says what helps where a statement and its arguments have come to two sessions.
 func ofPooler(err error) string {
-	var state interface{ SQLState() string }
-	if errors.As(err, &state) && (state.SQLState() == "26000" || state.SQLState() == "42P05") {
+	if state := SQLState(err); state == "26000" || state == "42P05" {
 		return " (is there a PgBouncer in between? It has to be 1.21 or later with max_prepared_statements above 0, and lib/pq needs binary_parameters=yes in the connection string)"
 	}
 	return ""
@@ -142,8 +151,7 @@ func ofPooler(err error) string {
 
 // ofRights says what helps where the role lacks a grant.
 func ofRights(err error, grant string) string {
-	var state interface{ SQLState() string }
-	if errors.As(err, &state) && state.SQLState() == "42501" {
+	if SQLState(err) == "42501" {
 		return " (GRANT " + grant + " to this role)"
 	}
 	return ""
