@@ -47,7 +47,7 @@ func (a *Admin) List(ctx context.Context, f Filter, after Entry, most int) (entr
 		return a.countBehind(ctx, tx, entries)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("outbox: list %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
+		return nil, fmt.Errorf("outbox: list %s rows: %w", f.state(), withoutScheduled(err))
 	}
 	return entries, nil
 }
@@ -97,7 +97,7 @@ func (a *Admin) Count(ctx context.Context, f Filter) (n int64, err error) {
 	query := `SELECT count(*) FROM ` + table + ` WHERE ` + f.where(&args)
 	err = a.in(ctx, func(tx *sql.Tx) error { return tx.QueryRowContext(ctx, query, args...).Scan(&n) })
 	if err != nil {
-		return 0, fmt.Errorf("outbox: count %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
+		return 0, fmt.Errorf("outbox: count %s rows: %w", f.state(), withoutScheduled(err))
 	}
 	return n, nil
 }
@@ -162,7 +162,7 @@ func (a *Admin) Summary(ctx context.Context, f Filter, most int) (largest []Grou
 		return found.Err()
 	})
 	if err != nil {
-		return nil, 0, 0, fmt.Errorf("outbox: sum up %s rows: %w", f.state(), withoutScheduled(a.Schema, err))
+		return nil, 0, 0, fmt.Errorf("outbox: sum up %s rows: %w", f.state(), withoutScheduled(err))
 	}
 	return largest, groups, rows, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/metadata"
 )
 
@@ -49,7 +50,7 @@ func (a *Admin) Replay(ctx context.Context, r Replay) (rows int64, err error) {
 		rows, err = a.replay(ctx, r)
 	}
 	if err != nil {
-		err = fmt.Errorf("outbox: replay: %w", withoutKept(err))
+		err = fmt.Errorf("outbox: replay: %w", dbcheck.NoTable(err, 6, "rows are kept"))
 	}
 	if rows > 0 && !r.DryRun {
 		err = errors.Join(err, a.wake(context.WithoutCancel(ctx)))
@@ -67,14 +68,6 @@ func (r Replay) check() error {
 		return fmt.Errorf("outbox: Replay.Topic is %q: must be UTF-8 without NUL", r.Topic)
 	}
 	return nil
-}
-
-func withoutKept(err error) error {
-	var state interface{ SQLState() string }
-	if errors.As(err, &state) && state.SQLState() == "42P01" {
-		return fmt.Errorf("%w: %w: rows are kept from schema version 6 on (run `oncemill migrate`)", ErrSchema, err)
-	}
-	return err
 }
 
 func (r Replay) where(args *[]any) string {

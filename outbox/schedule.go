@@ -2,12 +2,12 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/duetime"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -64,17 +64,13 @@ FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[]), (SELECT $3::te
 func (c *rowChunk) writeScheduled(ctx context.Context, exec execFunc, schemaName string) error {
 	_, err := exec(ctx, `INSERT INTO `+schema.Quote(schemaName)+scheduleSQL,
 		c.topic.String(), c.uuid.String(), c.metadata.String(), c.orderKey.String(), c.payload.String(), c.at.String(), c.wait.String())
-	return withoutScheduled(schemaName, err)
+	return withoutScheduled(err)
 }
 
 // withoutScheduled is an error of a statement on the table scheduled, explained if there
 // is no such table.
-func withoutScheduled(schemaName string, err error) error {
-	var state interface{ SQLState() string }
-	if !errors.As(err, &state) || state.SQLState() != "42P01" {
-		return err
-	}
-	return fmt.Errorf("%w: %w: messages can be scheduled from schema version 6 on (run `oncemill migrate`)", ErrSchema, err)
+func withoutScheduled(err error) error {
+	return dbcheck.NoTable(err, 6, "messages can be scheduled")
 }
 
 // Cancel takes back scheduled messages that are not in the outbox yet, and returns how
@@ -98,7 +94,7 @@ DELETE FROM `+schema.Quote(p.Schema)+`.scheduled WHERE uuid = $1::text AND ($2::
 		cancelled, err = result.RowsAffected()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("outbox: cancel topic=%q uuid=%q: %w", topic, uuid, withoutScheduled(p.Schema, err))
+		return 0, fmt.Errorf("outbox: cancel topic=%q uuid=%q: %w", topic, uuid, withoutScheduled(err))
 	}
 	return cancelled, nil
 }

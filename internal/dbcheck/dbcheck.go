@@ -131,6 +131,15 @@ func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 	return version, nil
 }
 
+// NoTable returns err, explained if it means that a table is missing that came with a
+// version of the schema. what is what cannot be done without it.
+func NoTable(err error, version int, what string) error {
+	if SQLState(err) != "42P01" {
+		return err
+	}
+	return fmt.Errorf("%w: %w: %s from schema version %d on (run `oncemill migrate`)", ErrSchema, err, what, version)
+}
+
 // SQLState returns the SQLSTATE of a Postgres error in err's tree, "" if there is none. The
 // errors of both lib/pq and pgx have the method.
 func SQLState(err error) string {

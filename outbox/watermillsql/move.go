@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/oncemill/oncemill/internal/dbcheck"
 )
 
 // chunkBytes is how many bytes of messages one transaction moves at most, and one message
@@ -157,20 +159,11 @@ func (w *work) parkedRow(m stored, why error) row {
 	return r
 }
 
-// withoutScheduled says what helps where there is no table of scheduled messages.
-func withoutScheduled(err error) error {
-	var state interface{ SQLState() string }
-	if errors.As(err, &state) && state.SQLState() == "42P01" {
-		return fmt.Errorf("%w: %w: messages can be scheduled from schema version 6 on (run `oncemill migrate`)", ErrSchema, err)
-	}
-	return err
-}
-
 // write writes rows to the outbox and moves the group on.
 func (w *work) write(ctx context.Context, tx *sql.Tx, rows []row, last Position) error {
 	query, args := insertQuery(w.Schema, rows)
 	if _, err := tx.ExecContext(ctx, query, args...); err != nil {
-		return fmt.Errorf("write to %s: %w", w.outbox(), withoutScheduled(err))
+		return fmt.Errorf("write to %s: %w", w.outbox(), dbcheck.NoTable(err, 6, "messages can be scheduled"))
 	}
 	result, err := tx.ExecContext(ctx, `
 UPDATE `+w.offsets+` SET offset_acked = $1, last_processed_transaction_id = $2::text::xid8 WHERE consumer_group = $3`,
