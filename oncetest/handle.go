@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/metadata"
 	"github.com/oncemill/oncemill/outbox"
 	"github.com/oncemill/oncemill/schema"
@@ -59,12 +60,12 @@ func Handle(t testing.TB, db *sql.DB, h message.HandlerFunc, msg *message.Messag
 func lastIDs(ctx context.Context, tx *sql.Tx) (ids map[string]int64, err error) {
 	ids = map[string]int64{}
 	for _, name := range []string{"outbox", "scheduled"} {
-		var there bool // a schema of version 5 has only one
 		table := schema.Quote("") + "." + name
-		if err := tx.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, table).Scan(&there); err != nil {
+		there, err := dbcheck.HasTable(ctx, tx, table)
+		if err != nil {
 			return nil, err
 		}
-		if !there && name == "scheduled" {
+		if !there && name == "scheduled" { // a schema of version 5 has only one
 			continue
 		}
 		var id int64

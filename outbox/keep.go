@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -76,8 +77,8 @@ func keepSQL(schemaName, where string) string {
 // checkKeep finds out whether rows can be kept: there is a table for them, and the rights.
 func (r *Relay) checkKeep(ctx context.Context) error {
 	table := schema.Quote(r.Schema) + ".published"
-	var found bool
-	if err := r.DB.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, table).Scan(&found); err != nil {
+	found, err := dbcheck.HasTable(ctx, r.DB, table)
+	if err != nil {
 		return fmt.Errorf("outbox: look for table %s: %w", table, err)
 	}
 	if !found {

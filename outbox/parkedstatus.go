@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/dbcheck"
 )
 
 // countedRows is up to how many rows Status counts.
@@ -50,8 +52,7 @@ func (a *Admin) Status(ctx context.Context) (s Status, err error) {
 		if err := a.outboxStatus(ctx, tx, &s); err != nil {
 			return err
 		}
-		var later bool
-		if err := tx.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, a.table("scheduled")).Scan(&later); err != nil || !later {
+		if later, err := dbcheck.HasTable(ctx, tx, a.table("scheduled")); err != nil || !later {
 			return err
 		}
 		s.Scheduled, s.Published = new(Count), new(Count)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"time"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -67,8 +68,7 @@ func (s *scheduler) round(ctx context.Context) (pause time.Duration, err error) 
 // version 6, and whether the relay's role may move them. It may not where the grants were
 // made for the version before: such a relay does the rest of its work.
 func (s *scheduler) look(ctx context.Context, conn *sql.Conn) error {
-	var found bool
-	err := conn.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, schema.Quote(s.Schema)+".scheduled").Scan(&found)
+	found, err := dbcheck.HasTable(ctx, conn, schema.Quote(s.Schema)+".scheduled")
 	if err != nil || !found {
 		return err
 	}

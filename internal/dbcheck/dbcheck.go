@@ -117,8 +117,8 @@ func Writable(ctx context.Context, db Querier) error {
 // none.
 func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 	table := schema.Quote(schemaName) + ".schema_version"
-	var exists bool
-	if err := db.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, table).Scan(&exists); err != nil {
+	exists, err := HasTable(ctx, db, table)
+	if err != nil {
 		return 0, fmt.Errorf("look for table %s: %w%s%s", table, err, ofPooler(err), ofRights(err, "USAGE ON SCHEMA "+schema.Quote(schemaName)))
 	}
 	if !exists {
@@ -129,6 +129,12 @@ func Version(ctx context.Context, db Querier, schemaName string) (int, error) {
 		return 0, fmt.Errorf("read the schema's version from %s: %w%s", table, err, ofRights(err, "SELECT ON "+table))
 	}
 	return version, nil
+}
+
+// HasTable reports whether there is a table, named as in SQL with its schema.
+func HasTable(ctx context.Context, db Querier, table string) (has bool, err error) {
+	err = db.QueryRowContext(ctx, `SELECT to_regclass($1::text) IS NOT NULL`, table).Scan(&has)
+	return has, err
 }
 
 // NoTable returns err, explained if it means that a table is missing that came with a
