@@ -79,7 +79,7 @@ func (c *checker) plain(table int, rows []row) []string {
 	var all []string
 	for _, r := range rows {
 		own := map[string]json.RawMessage{}
-		for name, value := range r.columns {
+		for name, value := range r {
 			if !c.changing.has(table, name) {
 				own[name] = value
 			}
@@ -94,7 +94,7 @@ func (c *checker) plain(table int, rows []row) []string {
 func columnsOf(rows []row) []string {
 	var names []string
 	for _, r := range rows {
-		for name := range r.columns {
+		for name := range r {
 			if !slices.Contains(names, name) {
 				names = append(names, name)
 			}
@@ -107,7 +107,7 @@ func columnsOf(rows []row) []string {
 func values(rows []row, column string) []string {
 	var all []string
 	for _, r := range rows {
-		all = append(all, string(r.columns[column]))
+		all = append(all, string(r[column]))
 	}
 	slices.Sort(all)
 	return all

@@ -137,13 +137,11 @@ type attempt struct {
 	instead func() error  // is run, and not the handler; nil: that
 	until   chan struct{} // for this the handler waits when it has returned; nil: it does not
 
-	arrived    chan struct{} // closed when it has reached the inbox
-	once       sync.Once
-	over       chan struct{} // closed when it is acked or nacked
-	err        error         // for which it was nacked, or nil
-	ran        int           // how often the handler was run
-	handlerErr error         // what that has returned at last
-	handlerOK  bool          // it has returned, and no error
+	arrived   chan struct{} // closed when it has reached the inbox
+	once      sync.Once
+	over      chan struct{} // closed when it is acked or nacked
+	err       error         // for which it was nacked, or nil
+	handlerOK bool          // it has returned, and no error
 }
 
 type attemptKey struct{}
@@ -230,11 +228,10 @@ func (p *process) handle(msg *message.Message) ([]*message.Message, error) {
 	if a.instead != nil {
 		return nil, a.instead()
 	}
-	a.ran++
 	a.handlerOK = false
 	p.enter(inHandler)
 	out, err := p.c.Handler(msg)
-	a.handlerErr, a.handlerOK = err, err == nil
+	a.handlerOK = err == nil
 	if p.watch {
 		p.enter(lingers)
 		waitForGoroutines(p.hasLate)

@@ -62,11 +62,8 @@ func tables(ctx context.Context, db *sql.DB, own string) ([]table, error) {
 // A state is what is in the tables: for each, how often each row is there.
 type state []map[string]int
 
-// A row is one as Postgres writes it, and its columns.
-type row struct {
-	text    string
-	columns map[string]json.RawMessage
-}
+// A row is the values of its columns.
+type row map[string]json.RawMessage
 
 // read reads all tables in one statement, and so as they are at one moment.
 func (c *checker) read(ctx context.Context) (state, error) {
@@ -126,8 +123,8 @@ func (c *checker) more(table int, before, after map[string]int) ([]row, error) {
 	var all []row
 	for text, n := range after {
 		for range n - before[text] {
-			r := row{text: text}
-			if err := json.Unmarshal([]byte(c.json[table][text]), &r.columns); err != nil {
+			var r row
+			if err := json.Unmarshal([]byte(c.json[table][text]), &r); err != nil {
 				return nil, err
 			}
 			all = append(all, r)
