@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +17,6 @@ type Kafka struct {
 	Client   *kgo.Client
 	Brokers  string   // for people
 	Briefing Briefing // what the database says
-	Topics   []string // topics to look at besides those of the Briefing
 
 	findings
 }
@@ -29,9 +27,7 @@ const kafkaWithin = 10 * time.Second
 // Check looks at everything that can be reached.
 func (k *Kafka) Check(ctx context.Context) []Finding {
 	k.part = PartKafka
-	wanted := append(slices.Clone(k.Topics), k.Briefing.Topics...)
-	slices.Sort(wanted)
-	wanted = slices.Compact(wanted)
+	wanted := k.Briefing.topics()
 	begun := time.Now()
 	metadata, err := k.metadata(ctx, wanted)
 	if err != nil {

@@ -16,7 +16,6 @@ type NATS struct {
 	Connect  func() (*nats.Conn, error) // its error names no password
 	Address  string                     // for people, without user and password
 	Briefing Briefing                   // what the database says
-	Topics   []string                   // subjects to look at besides those of the Briefing
 	Streams  []string                   // streams to look at besides those that capture the topics
 
 	js        jetstream.JetStream
@@ -101,9 +100,8 @@ func (f *findings) lookAtLimit(check, what string, used uint64, most int64) {
 // If there are none of either, it looks at all, where they are few.
 func (n *NATS) lookAtStreams(ctx context.Context) {
 	names := slices.Clone(n.Streams)
-	topics := append(slices.Clone(n.Topics), n.Briefing.Topics...)
-	slices.Sort(topics)
-	for _, topic := range slices.Compact(topics) {
+	topics := n.Briefing.topics()
+	for _, topic := range topics {
 		name, ok := n.capturing(ctx, topic)
 		if ok && name != "" && !slices.Contains(names, name) {
 			names = append(names, name)

@@ -82,7 +82,7 @@ func TestAStreamOfTheOutboxsTopicIsLookedAt(t *testing.T) {
 func TestATopicThatNoStreamCapturesIsNamed(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t)
-	r := b.look(doctor.NATS{Topics: []string{"nowhere.at.all"}, Streams: []string{"no-such-stream"}})
+	r := b.look(doctor.NATS{Briefing: doctor.Briefing{Topics: []string{"nowhere.at.all"}}, Streams: []string{"no-such-stream"}})
 	r.want(doctor.Fail, "stream", `no stream captures topic "nowhere.at.all"`, "wait in the outbox", "nats stream add")
 	for _, f := range r.all {
 		if f.Check == "stream" && f.Level == doctor.Fail && f.Found == `there is no stream "no-such-stream"` {

@@ -1,9 +1,11 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lib/pq"
@@ -46,7 +48,7 @@ SELECT topic, extract(epoch FROM now() - LEAST(GREATEST(created_at, not_before, 
 	}
 	waits := time.Duration(age * float64(time.Second))
 	found := fmt.Sprintf("%s in the outbox, the oldest for %s, to topic %q", counted(n, mostCounted, "message waits", "messages wait"), seconds(waits), topic)
-	if waits > orDefault(p.Late, DefaultLate) {
+	if waits > cmp.Or(p.Late, DefaultLate) {
 		p.warn("backlog", found, "no relay runs, the broker does not take the messages, the relays are too slow, or they wait behind one with the same ordering key that is deferred or parked: what they should cause has not happened yet",
 			"see that `oncemill relay` runs and what its log and /readyz say, that the topic exists on the broker, and what is deferred or parked")
 		return nil
@@ -112,7 +114,7 @@ func (p *Postgres) lookAtScheduled(ctx context.Context, tx *sql.Tx) error {
 	if err != nil {
 		return err
 	}
-	late := orDefault(p.Late, DefaultLate)
+	late := cmp.Or(p.Late, DefaultLate)
 	overdue, err := p.count(ctx, tx, "scheduled", fmt.Sprintf(`deliver_after < now() - %d * interval '1 microsecond'`, late.Microseconds()))
 	if err != nil {
 		return err
@@ -156,8 +158,10 @@ const mostTopics = 50
 // readTopics reads where the outbox has sent to lately, for the checks of the broker. Rows
 // are deleted once they are published; those that wait, and those that were kept, tell.
 func (p *Postgres) readTopics(ctx context.Context, tx *sql.Tx) error {
-	tables := []string{`SELECT topic FROM (SELECT topic FROM ` + p.table("outbox") + ` ORDER BY id DESC LIMIT 10000) AS waiting`}
-	tables = append(tables, `SELECT topic FROM (SELECT topic FROM `+p.table("outbox")+` ORDER BY id LIMIT 10000) AS oldest`)
+	tables := []string{
+		`SELECT topic FROM (SELECT topic FROM ` + p.table("outbox") + ` ORDER BY id DESC LIMIT 10000) AS waiting`,
+		`SELECT topic FROM (SELECT topic FROM ` + p.table("outbox") + ` ORDER BY id LIMIT 10000) AS oldest`,
+	}
 	if p.version >= 6 {
 		tables = append(tables, `SELECT topic FROM (SELECT topic FROM `+p.table("scheduled")+` ORDER BY deliver_after LIMIT 10000) AS scheduled`)
 		var may bool
@@ -168,11 +172,7 @@ func (p *Postgres) readTopics(ctx context.Context, tx *sql.Tx) error {
 			tables = append(tables, `SELECT topic FROM (SELECT topic FROM `+p.table("published")+` ORDER BY published_at DESC LIMIT 10000) AS published`)
 		}
 	}
-	query := `SELECT topic FROM (` + tables[0]
-	for _, t := range tables[1:] {
-		query += ` UNION ALL ` + t
-	}
-	rows, err := tx.QueryContext(ctx, query+fmt.Sprintf(`) AS lately GROUP BY topic ORDER BY topic LIMIT %d`, mostTopics))
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`SELECT topic FROM (%s) AS lately GROUP BY topic ORDER BY topic LIMIT %d`, strings.Join(tables, ` UNION ALL `), mostTopics))
 	if err != nil {
 		return err
 	}

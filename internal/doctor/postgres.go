@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,13 +43,16 @@ type Postgres struct {
 
 // A Briefing is what the database says about what the broker has to be like.
 type Briefing struct {
-	Topics []string // that the outbox has sent to lately
+	Topics []string // that the outbox has sent to lately, and those that were named
 
 	// Kept is for how long claims are kept at least, and Consumer whose claims they are,
 	// "" where that is what was asked for.
 	Kept     time.Duration
 	Consumer string
 }
+
+// topics are the Topics, each once and in order.
+func (b Briefing) topics() []string { return slices.Compact(slices.Sorted(slices.Values(b.Topics))) }
 
 // Defaults of Postgres's fields.
 const (
@@ -246,13 +250,6 @@ func milliseconds(ctx context.Context, tx *sql.Tx, name string) (time.Duration, 
 	}
 	n, err := strconv.ParseInt(value, 10, 64)
 	return time.Duration(n) * time.Millisecond, err
-}
-
-func orDefault(value, otherwise time.Duration) time.Duration {
-	if value == 0 {
-		return otherwise
-	}
-	return value
 }
 
 // table is the name of one of Oncemill's tables.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -15,7 +16,7 @@ const whyOld = "vacuum removes no row that was deleted since, in any database of
 // lookForSnapshots looks for the session whose snapshot is the oldest. Texts of queries are
 // not shown: they can hold anything.
 func (p *Postgres) lookForSnapshots(ctx context.Context, tx *sql.Tx) error {
-	long := orDefault(p.Long, DefaultLong)
+	long := cmp.Or(p.Long, DefaultLong)
 	var pid, hidden int
 	var who, database, program, state, client string
 	var age float64
@@ -87,7 +88,7 @@ FROM pg_replication_slots ORDER BY slot_name`)
 const oldTransactions = 1_000_000
 
 func (p *Postgres) lookAtPrepared(ctx context.Context, tx *sql.Tx) error {
-	long := orDefault(p.Long, DefaultLong)
+	long := cmp.Or(p.Long, DefaultLong)
 	var gid, owner, database string
 	var age float64
 	err := tx.QueryRowContext(ctx, `

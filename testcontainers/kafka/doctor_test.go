@@ -28,7 +28,7 @@ func examine(t *testing.T, configs map[string]string) (topic string, findings []
 		topics, err := b.admin.ListTopics(within(t), topic)
 		return err == nil && topics[topic].Err == nil
 	})
-	k := doctor.Kafka{Client: b.client, Brokers: strings.Join(b.seeds, ","), Topics: []string{topic}, Briefing: doctor.Briefing{Kept: 10 * 24 * time.Hour}}
+	k := doctor.Kafka{Client: b.client, Brokers: strings.Join(b.seeds, ","), Briefing: doctor.Briefing{Topics: []string{topic}, Kept: 10 * 24 * time.Hour}}
 	return topic, k.Check(within(t))
 }
 
@@ -93,7 +93,7 @@ func TestTheDoctorNamesGroupsThatNobodyWorksFor(t *testing.T) {
 		must(t, b.admin.CommitAllOffsets(within(t), group, offsets))
 	}
 	look := func() []doctor.Finding {
-		return (&doctor.Kafka{Client: b.client, Topics: []string{b.topic}}).Check(within(t))
+		return (&doctor.Kafka{Client: b.client, Briefing: doctor.Briefing{Topics: []string{b.topic}}}).Check(within(t))
 	}
 	commit(2)
 	prescribes(t, look(), doctor.Warn, "groups", group, "3 records wait, and it has no members", "--delete --group "+group)
