@@ -41,7 +41,7 @@ func (p duePosition) after() string {
 	if p.at.IsZero() {
 		return `true`
 	}
-	return fmt.Sprintf(`(deliver_after, id) > ('%s'::timestamptz, '%d'::bigint)`, p.at.UTC().Format(time.RFC3339Nano), p.id)
+	return fmt.Sprintf(`(deliver_after, id) > ('%s'::timestamptz, '%d'::bigint)`, timeText(p.at), p.id)
 }
 
 // nextDue returns how long it is until the next row behind a position is due, by the

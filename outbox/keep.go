@@ -167,7 +167,7 @@ func deleteKept(ctx context.Context, tx *sql.Tx, schemaName string, keep time.Du
 	}
 	floor := `true`
 	if !from.IsZero() {
-		floor = `published_at >= '` + from.UTC().Format(time.RFC3339Nano) + `'::timestamptz`
+		floor = `published_at >= '` + timeText(from) + `'::timestamptz`
 	}
 	var found sql.NullTime
 	err = tx.QueryRowContext(ctx, fmt.Sprintf(`

@@ -170,7 +170,7 @@ func (f Filter) where(args *[]any) string {
 	return strings.Join(all, ` AND `)
 }
 
-// where is a state as a condition, which is that of a partial index.
+// where is a state as a condition; that of what is parked has a partial index.
 func (s State) where() string {
 	switch s {
 	case Scheduled:

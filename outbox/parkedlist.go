@@ -16,6 +16,9 @@ func readable(column string) string {
 	return `least(greatest(` + column + `, '0001-01-01Z'), '9999-12-31Z')`
 }
 
+// timeText is a time as Postgres reads it, whatever its settings.
+func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
 // List returns up to most rows, from the one after the given entry on: the zero Entry
 // means from the first one on. Parked and deferred rows come in the order of their ids,
 // scheduled ones in that in which they are due.
@@ -73,7 +76,7 @@ func (a *Admin) listSQL(f Filter, after Entry, most int, args *[]any) string {
 func (a *Admin) listScheduledSQL(f Filter, after Entry, most int, args *[]any) string {
 	where := f.where(args)
 	if after.ID != 0 {
-		at := after.Since.UTC().Format(time.RFC3339Nano)
+		at := timeText(after.Since)
 		if !after.Since.Before(lastTime) {
 			at = "infinity"
 		}

@@ -84,9 +84,6 @@ func (r Replay) where(args *[]any) string {
 	return where
 }
 
-// timeText is a time as Postgres reads it, whatever its settings.
-func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
-
 func (a *Admin) countKept(ctx context.Context, r Replay) (n int64, err error) {
 	var args []any
 	query := `SELECT count(*) FROM ` + a.table("published") + ` WHERE ` + r.where(&args)
