@@ -22,8 +22,7 @@ type failingMessage struct {
 
 // listFailing lists the messages whose handlers have failed.
 func (o claimsListOptions) listFailing(ctx context.Context, inbox *oncemill.Inbox, stdout, stderr io.Writer) error {
-	reader := newClaimsReader(inbox)
-	all, err := reader.failing(ctx, *o.consumer, *o.since, *o.limit)
+	all, err := newClaimsReader(inbox).failing(ctx, *o.consumer, *o.since, *o.limit)
 	switch {
 	case err != nil:
 		return fmt.Errorf("list what fails: %w", err)
@@ -52,12 +51,11 @@ func printFailing(stdout io.Writer, all []failingMessage) error {
 // failing reads the messages that have failed and were not handled since, the last ones
 // first. The errors of one that was handled stay until they are purged.
 func (r claimsReader) failing(ctx context.Context, consumer string, since time.Duration, most int) (all []failingMessage, err error) {
-	l := claimsLister{since: since}
 	rows, err := r.db.QueryContext(ctx, r.in(`
 SELECT consumer, key, errors, last_error, last_at FROM {schema}.handler_errors AS h
 WHERE $1 IN ('', consumer) AND last_at >= COALESCE(now() - $2::bigint * interval '1 microsecond', '-infinity')
 	AND NOT EXISTS (SELECT FROM {schema}.claims AS c WHERE c.consumer = h.consumer AND c.key = h.key AND c.settled_at IS NOT NULL)
-ORDER BY last_at DESC, consumer, key LIMIT $3`), consumer, l.sinceArg(), most)
+ORDER BY last_at DESC, consumer, key LIMIT $3`), consumer, sinceArg(since), most)
 	if err != nil {
 		return nil, err
 	}

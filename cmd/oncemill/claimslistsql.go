@@ -165,7 +165,7 @@ func (l *claimsLister) listByTime(ctx context.Context, consumer, query string, a
 	var from sql.NullTime
 	key := ""
 	return l.pages(func(most int) ([]listedClaim, error) {
-		claims, err := l.page(ctx, consumer, query, l.sinceArg(), l.outcome, most, from, key)
+		claims, err := l.page(ctx, consumer, query, sinceArg(l.since), l.outcome, most, from, key)
 		if n := len(claims); n > 0 {
 			from, key = sql.NullTime{Time: at(&claims[n-1]), Valid: true}, claims[n-1].stored
 		}
@@ -181,7 +181,7 @@ func (l *claimsLister) listRange(ctx context.Context, consumer string, r storedk
 	}
 	after := ""
 	return l.pages(func(most int) ([]listedClaim, error) {
-		claims, err := l.page(ctx, consumer, query, append([]any{l.sinceArg(), l.outcome, most, after}, args...)...)
+		claims, err := l.page(ctx, consumer, query, append([]any{sinceArg(l.since), l.outcome, most, after}, args...)...)
 		if n := len(claims); n > 0 {
 			after = claims[n-1].stored
 		}
@@ -217,9 +217,9 @@ func (l *claimsLister) wanted(claims []listedClaim) (wanted []listedClaim) {
 	return wanted
 }
 
-// sinceArg is how far back to list, in microseconds, or NULL.
-func (l *claimsLister) sinceArg() sql.NullInt64 {
-	return sql.NullInt64{Int64: l.since.Microseconds(), Valid: l.since > 0}
+// sinceArg is how far back to list, in microseconds, or NULL for all.
+func sinceArg(since time.Duration) sql.NullInt64 {
+	return sql.NullInt64{Int64: since.Microseconds(), Valid: since > 0}
 }
 
 // page reads the claims that a query finds.

@@ -56,6 +56,10 @@ func cancelScheduled(ctx context.Context, db database, topic, uuid string, stdou
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit (it may have succeeded): %w", err)
 	}
-	_, err = fmt.Fprintf(stdout, "%s cancelled\n", map[bool]string{true: "1 message is", false: fmt.Sprintf("%d messages are", n)}[n == 1])
+	are := "1 message is"
+	if n > 1 {
+		are = fmt.Sprintf("%d messages are", n)
+	}
+	_, err = fmt.Fprintf(stdout, "%s cancelled\n", are)
 	return err
 }

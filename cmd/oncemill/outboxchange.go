@@ -98,8 +98,8 @@ func (o changeOptions) retry(ctx context.Context, stdout io.Writer) error {
 		return wouldBe(ctx, admin, filter, "tried again", stdout)
 	}
 	changed, err := admin.Retry(ctx, filter)
-	if err == nil && filter.ID != 0 && changed.Rows == 0 && changed.Skipped == 0 {
-		err = whatIsIt(ctx, admin, filter)
+	if err == nil {
+		err = noneChanged(ctx, admin, filter, changed)
 	}
 	if err != nil && changed.Rows == 0 {
 		return err
@@ -132,8 +132,8 @@ func (o changeOptions) drop(ctx context.Context, stdout, stderr io.Writer) error
 	}
 	encoder := json.NewEncoder(stdout)
 	changed, err := drop(ctx, filter, func(e outbox.Entry) error { return encoder.Encode(o.dropped(e)) })
-	if err == nil && filter.ID != 0 && changed.Rows == 0 && changed.Skipped == 0 {
-		err = whatIsIt(ctx, admin, filter)
+	if err == nil {
+		err = noneChanged(ctx, admin, filter, changed)
 	}
 	if err != nil && changed.Rows+changed.Behind == 0 {
 		return err
@@ -206,6 +206,15 @@ func wouldBe(ctx context.Context, admin *outbox.Admin, filter outbox.Filter, wha
 	return err
 }
 
+// noneChanged returns an error if one row was named, and is not one of those that were
+// changed or held by somebody.
+func noneChanged(ctx context.Context, admin *outbox.Admin, filter outbox.Filter, changed outbox.Changed) error {
+	if filter.ID == 0 || changed.Rows > 0 || changed.Skipped > 0 {
+		return nil
+	}
+	return whatIsIt(ctx, admin, filter)
+}
+
 // whatIsIt says why the one row that a filter names does not match.
 func whatIsIt(ctx context.Context, admin *outbox.Admin, filter outbox.Filter) error {
 	state, err := admin.StateOf(ctx, filter.ID)
@@ -226,12 +235,12 @@ func whatIsIt(ctx context.Context, admin *outbox.Admin, filter outbox.Filter) er
 }
 
 func printChanged(changed outbox.Changed, filter outbox.Filter, what string, to io.Writer) error {
-	are := "are"
-	if changed.Rows == 1 {
-		are = "is"
-	}
+	is, are := "is", "are"
 	if what == "dropped" {
-		are = map[string]string{"are": "were", "is": "was"}[are]
+		is, are = "was", "were"
+	}
+	if changed.Rows == 1 {
+		are = is
 	}
 	_, err := fmt.Fprintf(to, "%s %s %s\n", messages(changed.Rows, filter.State), are, what)
 	if changed.Skipped > 0 && err == nil {
