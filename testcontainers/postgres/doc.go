@@ -23,5 +23,12 @@
 //	it is restarted          Restart
 //	it no longer answers     Freeze, later Thaw
 //
+// A Pair is a primary with a standby that takes over:
+//
+//	what happens                         method
+//	the standby takes over               Failover, later Rebuild
+//	the primary crashes and comes back   Primary().Kill, later Primary().Start
+//	the standby lags                     Detach, later Attach
+//
 // It runs on Linux and macOS. Nothing here knows the package testing.
 package postgres

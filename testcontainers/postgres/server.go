@@ -94,10 +94,7 @@ func Locate(ctx context.Context, progress io.Writer) (bin string, err error) {
 // Start starts a server and returns when it accepts connections. ctx bounds the
 // start, not the server's life; Close ends that.
 func Start(ctx context.Context, options Options) (*Server, error) {
-	s := &Server{
-		bin: options.Bin, dir: options.Dir, temporary: options.Dir == "",
-		port: options.Port, volatile: options.Volatile,
-	}
+	s := newServer(options)
 	if err := s.create(ctx, options); err != nil {
 		return nil, errors.Join(fmt.Errorf("start Postgres: %w", err), s.Close())
 	}
@@ -107,8 +104,26 @@ func Start(ctx context.Context, options Options) (*Server, error) {
 	return s, nil
 }
 
+func newServer(options Options) *Server {
+	return &Server{
+		bin: options.Bin, dir: options.Dir, temporary: options.Dir == "",
+		port: options.Port, volatile: options.Volatile,
+	}
+}
+
 // create makes everything that a server needs, up to starting it.
-func (s *Server) create(ctx context.Context, options Options) (err error) {
+func (s *Server) create(ctx context.Context, options Options) error {
+	if err := s.prepare(ctx, options); err != nil {
+		return err
+	}
+	if err := s.initialize(ctx); err != nil {
+		return err
+	}
+	return s.configure(options)
+}
+
+// prepare makes what a server needs beside its data.
+func (s *Server) prepare(ctx context.Context, options Options) (err error) {
 	if s.bin == "" {
 		if s.bin, err = Locate(ctx, options.Progress); err != nil {
 			return err
@@ -124,13 +139,8 @@ func (s *Server) create(ctx context.Context, options Options) (err error) {
 	if s.temporary {
 		remove = s.dir
 	}
-	if s.process, err = process.Prepare(remove); err != nil {
-		return err
-	}
-	if err := s.initialize(ctx); err != nil {
-		return err
-	}
-	return s.configure(options)
+	s.process, err = process.Prepare(remove)
+	return err
 }
 
 // makeDir makes the server's directory, in the possession of the user that it
@@ -231,11 +241,7 @@ func (s *Server) configure(options Options) error {
 		}
 		fmt.Fprintf(&text, "%s = '%s'\n", name, strings.NewReplacer("'", "''", `\`, `\\`).Replace(value))
 	}
-	file := filepath.Join(s.data(), "postgresql.conf")
-	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
-		return err
-	}
-	return s.give(file)
+	return s.write("postgresql.conf", text.String())
 }
 
 // launch starts the process on its port. With anyPort it looks for another one
