@@ -30,8 +30,9 @@
 // # Faults
 //
 // A test that kills, restarts or freezes a server needs one of its own:
-// StartPostgres, StartNATS and StartKafka. Those are child processes on every
-// machine. Nothing they start outlives the test's process, even if that is killed.
+// StartPostgres, StartNATS and StartKafka. One that has a server fail over to
+// another takes StartPostgresPair or StartNATSCluster. Those are child processes on
+// every machine. Nothing they start outlives the test's process, even if that is killed.
 //
 // It runs on Linux and macOS. The packages postgres, natsserver and kafkaserver do
 // the work and can be used without the package testing.

@@ -13,12 +13,15 @@ import (
 // The servers of one's own, for tests that kill, restart or freeze them. They
 // are child processes on every machine, never containers.
 type (
-	PostgresServer  = postgres.Server
-	PostgresOptions = postgres.Options
-	NATSServer      = natsserver.Server
-	NATSOptions     = natsserver.Options
-	KafkaServer     = kafkaserver.Server
-	KafkaOptions    = kafkaserver.Options
+	PostgresServer      = postgres.Server
+	PostgresOptions     = postgres.Options
+	PostgresPair        = postgres.Pair
+	PostgresPairOptions = postgres.PairOptions
+	NATSServer          = natsserver.Server
+	NATSOptions         = natsserver.Options
+	NATSCluster         = natsserver.Cluster
+	KafkaServer         = kafkaserver.Server
+	KafkaOptions        = kafkaserver.Options
 )
 
 // StartPostgres starts a Postgres server of one's own and returns when it
@@ -27,11 +30,24 @@ func StartPostgres(ctx context.Context, options PostgresOptions) (*PostgresServe
 	return postgres.Start(ctx, options)
 }
 
+// StartPostgresPair starts a primary and a standby of one's own, for tests of
+// failovers, and returns when COMMITs wait for the standby. Close it at the end of
+// the test.
+func StartPostgresPair(ctx context.Context, options PostgresPairOptions) (*PostgresPair, error) {
+	return postgres.StartPair(ctx, options)
+}
+
 // StartNATS starts a NATS server with JetStream of one's own, as a child
 // process, and returns when it accepts connections. Close it at the end of the
 // test. It needs the go command.
 func StartNATS(ctx context.Context, options NATSOptions) (*NATSServer, error) {
 	return natsserver.Start(ctx, options)
+}
+
+// StartNATSCluster starts several NATS servers of one's own that replicate streams
+// to each other. Close it at the end of the test. It needs the go command.
+func StartNATSCluster(ctx context.Context, nodes int, options NATSOptions) (*NATSCluster, error) {
+	return natsserver.StartCluster(ctx, nodes, options)
 }
 
 // StartKafka starts a Kafka server of one's own and returns when it answers

@@ -12,6 +12,9 @@
 //	it no longer answers     Freeze, later Thaw
 //	it crashes now and then  KillCommand while KeepRunning runs
 //
+// StartCluster starts several that replicate streams to each other, and tells which
+// of them leads a stream, and when one that was killed is back in.
+//
 // Servers listen on 127.0.0.1 only. A child process does not outlive the program
 // that started it, even if that is killed with SIGKILL.
 //

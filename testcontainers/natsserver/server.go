@@ -30,8 +30,15 @@ type Options struct {
 	Port int
 
 	// Config is added to the server's configuration file, in nats-server's
-	// format, such as "max_payload: 64KB".
+	// format, such as "max_payload: 64KB". A block jetstream in it is the
+	// server's: "jetstream { sync_interval: always }" has it write through to the
+	// disk before it acknowledges anything.
 	Config string
+
+	// Volatile has the server's temporary directory in memory, if there are 2 GiB
+	// free in /dev/shm. What was acknowledged survives Kill all the same, but not
+	// the machine.
+	Volatile bool
 }
 
 // A Server is a NATS server with JetStream that runs as a child process. Its
@@ -52,7 +59,7 @@ const stopLimit = 30 * time.Second
 // start, not the server's life; Close ends that. It needs the go command.
 func Start(ctx context.Context, options Options) (*Server, error) {
 	s := &Server{dir: options.Dir, temporary: options.Dir == "", port: options.Port}
-	if err := s.create(ctx); err != nil {
+	if err := s.create(ctx, options.Volatile); err != nil {
 		return nil, errors.Join(fmt.Errorf("start NATS: %w", err), s.Close())
 	}
 	if err := s.launch(ctx, options); err != nil {
@@ -61,13 +68,13 @@ func Start(ctx context.Context, options Options) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) create(ctx context.Context) (err error) {
+func (s *Server) create(ctx context.Context, volatile bool) (err error) {
 	if s.binary, err = build(ctx); err != nil {
 		return err
 	}
 	remove := ""
 	if s.temporary {
-		s.dir, err = os.MkdirTemp("", "oncemill-nats-")
+		s.dir, err = os.MkdirTemp(process.TemporaryParent(volatile), "oncemill-nats-")
 		remove = s.dir
 	} else if s.dir, err = filepath.Abs(s.dir); err == nil {
 		err = os.MkdirAll(s.dir, 0o700)
@@ -129,7 +136,9 @@ func (s *Server) pidFile() string    { return filepath.Join(s.dir, "pid") }
 func (s *Server) logFile() string    { return filepath.Join(s.dir, "log") }
 
 func (s *Server) configure(more string) error {
-	text := fmt.Sprintf("listen: \"127.0.0.1:%d\"\npid_file: %q\njetstream { store_dir: %q }\n%s\n",
+	// The directory is not named in the block jetstream, for one in more replaces
+	// that as a whole.
+	text := fmt.Sprintf("listen: \"127.0.0.1:%d\"\npid_file: %q\nstore_dir: %q\njetstream {}\n%s\n",
 		s.port, s.pidFile(), s.dir, more)
 	return os.WriteFile(s.configFile(), []byte(text), 0o600)
 }

@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	_ "github.com/lib/pq" // asks the server whether it is ready
 
 	"github.com/oncemill/oncemill/testcontainers/internal/process"
@@ -147,11 +145,7 @@ func (s *Server) prepare(ctx context.Context, options Options) (err error) {
 // runs as.
 func (s *Server) makeDir() (err error) {
 	if s.temporary {
-		parent := ""
-		if s.volatile && roomInMemory() {
-			parent = memory
-		}
-		s.dir, err = os.MkdirTemp(parent, "oncemill-postgres-")
+		s.dir, err = os.MkdirTemp(process.TemporaryParent(s.volatile), "oncemill-postgres-")
 	} else if s.dir, err = filepath.Abs(s.dir); err == nil {
 		err = os.MkdirAll(s.dir, 0o700)
 	}
@@ -162,18 +156,6 @@ func (s *Server) makeDir() (err error) {
 		return err
 	}
 	return reachable(s.dir, s.user)
-}
-
-// memory is where Linux has a file system in memory.
-const memory = "/dev/shm"
-
-// roomInMemory tells whether a server's files can be kept there. In a container
-// it is often too small.
-func roomInMemory() bool {
-	const room = 2 << 30
-	var fs unix.Statfs_t
-	err := unix.Statfs(memory, &fs)
-	return err == nil && uint64(fs.Bavail)*uint64(fs.Bsize) >= room
 }
 
 // give makes the server's user the owner of a file.

@@ -19,6 +19,17 @@ func Postgres(t *testing.T, options testcontainers.PostgresOptions) *testcontain
 	return server
 }
 
+// PostgresPair starts a primary and a standby and closes them at the end of the test.
+func PostgresPair(t *testing.T, options testcontainers.PostgresPairOptions) *testcontainers.PostgresPair {
+	t.Helper()
+	pair, err := testcontainers.StartPostgresPair(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAfter(t, "the pair", pair)
+	return pair
+}
+
 // NATS starts a NATS server and closes it at the end of the test.
 func NATS(t *testing.T, options testcontainers.NATSOptions) *testcontainers.NATSServer {
 	t.Helper()
