@@ -3,22 +3,21 @@ package doctor_test
 import (
 	"fmt"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/oncemill/oncemill/internal/doctor"
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 )
 
 // An asynchronous standby can be promoted without what was acknowledged last, and a
 // replica takes no writes.
 func TestStandbysAreNamed(t *testing.T) {
 	t.Parallel()
-	primary, standby := pair(t)
-	database := testcontainers.DatabaseOn(t, primary)
+	pair := own.PostgresPair(t, testcontainers.PostgresPairOptions{Volatile: true, Async: true})
+	standby := pair.Standby()
+	database := testcontainers.DatabaseOn(t, pair.Primary())
 	address := asRole(t, database, "relay", doctor.Relay)
 	want(t, look(t, doctor.Postgres{URL: address}), doctor.Skip, "standbys", "1 standby", "GRANT pg_read_all_stats")
 	execute(t, database.DB, `GRANT pg_read_all_stats TO relay`)
@@ -61,31 +60,6 @@ func TestStandbysAreNamed(t *testing.T) {
 		return false
 	})
 	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "no synchronous standby is connected", "every commit waits")
-}
-
-// pair starts a primary and a standby. Not every Postgres comes with pg_basebackup: the
-// files of a server that is not running are as good.
-func pair(t *testing.T) (primary, standby *testcontainers.PostgresServer) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "oncemill-doctor-")
-	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o755)) // the servers may run as another user
-	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
-	primary = start(t, testcontainers.PostgresOptions{Dir: first, Volatile: true})
-	must(t, primary.Stop())
-	if out, err := exec.Command("cp", "-a", first, second).CombinedOutput(); err != nil {
-		t.Fatalf("copy the data: %v: %s", err, out)
-	}
-	must(t, os.WriteFile(filepath.Join(second, "data", "standby.signal"), nil, 0o644))
-	must(t, primary.Start(t.Context()))
-	u, err := url.Parse(primary.URL(""))
-	must(t, err)
-	password, _ := u.User.Password()
-	standby = start(t, testcontainers.PostgresOptions{Dir: second, Volatile: true, Settings: map[string]string{
-		"primary_conninfo": fmt.Sprintf("host=%s port=%s user=%s password=%s application_name=standby", u.Hostname(), u.Port(), u.User.Username(), password),
-	}})
-	return primary, standby
 }
 
 // beside returns the URL of a database on another server.

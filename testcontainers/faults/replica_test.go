@@ -17,9 +17,9 @@ import (
 // it finds itself there later, that is an outage.
 func TestAReplicaFailsAtStart(t *testing.T) {
 	t.Parallel()
-	primary, standby := pair(t)
-	database := testcontainers.DatabaseOn(t, primary)
-	replica := testenv.Open(t, beside(t, database.URL, standby))
+	both := pair(t)
+	database := testcontainers.DatabaseOn(t, both.Primary())
+	replica := testenv.Open(t, both.Standby().URL(nameOf(t, database)))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	inbox := &oncemill.Inbox{DB: replica}
