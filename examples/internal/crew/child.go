@@ -99,8 +99,11 @@ func (c *Child) PID() int { return c.cmd.Process.Pid }
 // Killed tells whether it was.
 func (c *Child) Killed() bool { return c.killed }
 
-// stop asks it to end.
-func (c *Child) stop() {
+// Signal sends it a signal, such as SIGSTOP.
+func (c *Child) Signal(s syscall.Signal) { _ = c.cmd.Process.Signal(s) } // no error if it has ended
+
+// Stop asks it to end.
+func (c *Child) Stop() {
 	c.MayEnd, c.stops = true, true
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 }
@@ -114,8 +117,8 @@ func (c *Child) hasEnded() bool {
 	}
 }
 
-// misbehaved returns an error if it has ended in a way that it should not.
-func (c *Child) misbehaved(err error) error {
+// Misbehaved returns an error if it has ended in a way that it should not.
+func (c *Child) Misbehaved(err error) error {
 	switch {
 	case c.killed, c.MayEnd && err == nil:
 		return nil

@@ -28,19 +28,24 @@ type Crew struct {
 	// an answer: see Ask. Required before Attend.
 	Heard func(from *Child, line string) (taken bool, err error)
 
+	// Ended is told of a child that has ended, and how. nil: what Child.Misbehaved says ends
+	// what goes on.
+	Ended func(child *Child, err error) error
+
 	// Watch is called now and then. An error ends what goes on. Optional.
 	Watch func() error
 
 	dir      string
 	all      []*Child // that were started
 	events   chan event
+	asked    chan func() error
 	over     chan struct{}
 	deadline time.Time // see patience
 }
 
 // New returns a crew whose processes log to files in dir.
 func New(dir string) *Crew {
-	return &Crew{dir: dir, events: make(chan event), over: make(chan struct{})}
+	return &Crew{dir: dir, events: make(chan event), asked: make(chan func() error), over: make(chan struct{})}
 }
 
 // Spawn starts a process in a role, and gives it a setting.
@@ -65,6 +70,10 @@ func (c *Crew) Attend(ctx context.Context, done func() (bool, error)) error {
 			if err := c.handle(e); err != nil {
 				return err
 			}
+		case do := <-c.asked:
+			if err := do(); err != nil {
+				return err
+			}
 		case now := <-tick.C:
 			if ok, err := done(); ok || err != nil {
 				return err
@@ -81,14 +90,30 @@ func (c *Crew) Attend(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
+// Do has Attend, which runs in another goroutine, do something. Its error ends what goes
+// on there.
+func (c *Crew) Do(ctx context.Context, do func() error) error {
+	done := make(chan struct{})
+	select {
+	case c.asked <- func() error { defer close(done); return do() }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Changed tells that there is progress: Attend gives up where there is none for a
 // minute.
 func (c *Crew) Changed() { c.deadline = time.Now().Add(patience) }
 
 // handle deals with one thing that a child said, or with its end.
 func (c *Crew) handle(e event) error {
-	if e.ended {
-		return e.from.misbehaved(e.err)
+	switch {
+	case e.ended && c.Ended != nil:
+		return c.Ended(e.from, e.err)
+	case e.ended:
+		return e.from.Misbehaved(e.err)
 	}
 	taken, err := c.Heard(e.from, e.line)
 	if !taken {
@@ -109,7 +134,7 @@ func (c *Crew) StopAll(ctx context.Context, but ...string) error {
 	var stopped []*Child
 	for _, child := range c.all {
 		if !slices.Contains(but, child.Role) {
-			child.stop()
+			child.Stop()
 			stopped = append(stopped, child)
 		}
 	}
@@ -134,7 +159,7 @@ func (c *Crew) KillAll(tidy ...string) {
 	close(c.over)
 	for _, child := range c.all {
 		if slices.Contains(tidy, child.Role) {
-			child.stop()
+			child.Stop()
 			select {
 			case <-child.ended:
 			case <-time.After(stopLimit):

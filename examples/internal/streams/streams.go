@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,7 +34,12 @@ type Broker struct {
 
 // Connect connects to a server.
 func Connect(address string, options ...nats.Option) (*Broker, error) {
-	conn, err := nats.Connect(address, append(options, nats.MaxReconnects(-1))...)
+	return ConnectAll([]string{address}, options...)
+}
+
+// ConnectAll connects to whichever server of a cluster answers.
+func ConnectAll(addresses []string, options ...nats.Option) (*Broker, error) {
+	conn, err := nats.Connect(strings.Join(addresses, ","), append(options, nats.MaxReconnects(-1))...)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +50,9 @@ func Connect(address string, options ...nats.Option) (*Broker, error) {
 	}
 	return &Broker{conn, js}, nil
 }
+
+// JetStream returns the API of streams.
+func (b *Broker) JetStream() natsjs.JetStream { return b.js }
 
 // Close closes the connection.
 func (b *Broker) Close() { b.Conn.Close() }
