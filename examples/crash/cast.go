@@ -51,7 +51,7 @@ const (
 
 // hireAll starts everybody, and waits until they run.
 func (r *run) hireAll(ctx context.Context) (err error) {
-	r.base = setting{Seed: r.seed, Dir: r.dir, Broker: r.broker, Rate: r.rate, History: oldMessages}
+	r.base = setting{Seed: r.seed, Dir: r.dir, Broker: r.broker, Rate: r.rate, History: oldMessages, Late: r.profile.late}
 	provider, err := r.hire(part{roleProvider, 1}, 1)
 	if err != nil {
 		return err

@@ -64,6 +64,10 @@ func (f *facts) judge() (v verdict) {
 
 // judgeOnce wants each message to have had its effect once, and each effect a claim.
 func (f *facts) judgeOnce(v *verdict) {
+	dead := make(map[string]bool)
+	for _, d := range f.dead {
+		dead[d.uuid] = true
+	}
 	for _, consumer := range []string{single, batch} {
 		known := make(map[string]bool)
 		for _, uuid := range f.sent[consumer] {
@@ -72,6 +76,8 @@ func (f *facts) judgeOnce(v *verdict) {
 			k := claimKey{consumer, uuid}
 			_, claimed := f.claims[k]
 			switch n := len(f.effects[k]); {
+			case n == 0 && dead[uuid]:
+				v.find(lost, "effects", []string{uuid}, "%s has no effect, and is a dead letter", uuid)
 			case n == 0 && claimed:
 				v.find(lost, "effects", []string{uuid}, "%s has a claim, and no effect", uuid)
 			case n == 0:
@@ -244,8 +250,12 @@ func (f *facts) judgeRest(v *verdict) {
 	for _, uuid := range f.rows {
 		v.find(unexplained, "outbox", []string{uuid}, "%s is left in the outbox", uuid)
 	}
+	once := make(map[string]bool)
+	for _, uuid := range append(f.sent[single], f.sent[batch]...) {
+		once[uuid] = true
+	}
 	for _, d := range f.dead {
-		if !isOld(d.uuid) {
+		if !isOld(d.uuid) && !once[d.uuid] {
 			v.find(unexplained, "dead letters", []string{d.uuid}, "%s is a dead letter", d.uuid)
 		}
 	}

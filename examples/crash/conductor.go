@@ -30,6 +30,9 @@ func conduct(ctx context.Context, args []string) (err error) {
 	}
 	defer clean()
 	fmt.Printf(introduction, o.seconds, o.seed)
+	if o.profile != safe {
+		fmt.Printf("Something will be missing: %s.\n", o.profile.what)
+	}
 	site, err := openSite(ctx, o)
 	if err != nil {
 		return err

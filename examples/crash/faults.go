@@ -18,7 +18,11 @@ func (r *run) kinds() (all []fault) {
 	all = append(all, killing(roleClerk), killing(roleAgent))
 	all = append(all, cutting, slowing, swallowing("upstream"), swallowing("downstream"))
 	all = append(all, killingPostgres, failingOver, freezingPostgres, freezingStandby, terminating)
-	return append(all, r.site.broker.faults()...)
+	all = append(all, r.site.broker.faults()...)
+	if r.profile.faults != nil {
+		all = append(all, r.profile.faults(r)...)
+	}
+	return all
 }
 
 // someone returns a process in a role.

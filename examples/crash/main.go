@@ -85,8 +85,9 @@ type setting struct {
 	Listen    string   // of a guard
 	Guards    []string // URLs, through the agents' proxies
 
-	Rate    int // messages a second that a producer sends for Once
-	History int // messages that were handled long before the run
+	Rate    int  // messages a second that a producer sends for Once
+	History int  // messages that were handled long before the run
+	Late    bool // it sends new messages that are as old
 }
 
 func main() { os.Exit(crew.Main(roles, conduct)) }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,9 +48,9 @@ func (c *cluster) addresses() (all []string) {
 // of one topic alone would be seen.
 var natsStreams = map[string][]string{"work": work, "events": append([]string{deadLetters}, downstream...)}
 
-func (c *cluster) createTopics(ctx context.Context) error {
+func (c *cluster) createTopics(ctx context.Context, replicas int) error {
 	for name, subjects := range natsStreams {
-		config := natsjs.StreamConfig{Name: name, Subjects: subjects, Replicas: natsNodes, Duplicates: 2 * time.Minute}
+		config := natsjs.StreamConfig{Name: name, Subjects: subjects, Replicas: cmp.Or(replicas, natsNodes), Duplicates: 2 * time.Minute}
 		if _, err := c.conn.JetStream().CreateStream(ctx, config); err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ type options struct {
 	broker       string
 	untilAnomaly bool
 	keep         string // directory
+	profile      *profile
 }
 
 func parse(args []string, out io.Writer) (o options, err error) {
@@ -26,7 +27,11 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	flags.StringVar(&o.broker, "broker", "nats", "the broker: nats, or kafka, which needs Java 17")
 	flags.BoolVar(&o.untilAnomaly, "until-anomaly", false, "look for anomalies along the way, and end with the first one")
 	flags.StringVar(&o.keep, "keep", "", "a directory for traces and logs, which are kept; empty: a temporary one")
+	name := flags.String("profile", "", "a configuration that loses what was acknowledged, to see how much: async-commit, async-standby, unreplicated, short-retention")
 	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if o.profile, err = profileNamed(*name); err != nil {
 		return o, err
 	}
 	switch {

@@ -142,6 +142,10 @@ func (p *producer) repeated(lots [][]job) (all []job) {
 	for i := range all {
 		all[i].again = true
 	}
+	if p.Late {
+		late := job{topic: batch, uuid: fmt.Sprintf("late-%d", len(lots)+p.draws.IntN(1<<40)), origin: time.Now().Add(-oldAge)}
+		all = append(all, late)
+	}
 	for range lotOld {
 		all = append(all, job{topic: batch, uuid: oldUUID(p.draws.IntN(p.History)), again: true, origin: time.Now().Add(-oldAge)})
 	}

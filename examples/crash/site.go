@@ -27,7 +27,7 @@ type site struct {
 // servers are a broker's.
 type servers interface {
 	addresses() []string
-	createTopics(ctx context.Context) error
+	createTopics(ctx context.Context, replicas int) error // 0: as many as there are nodes
 	// pending returns how many messages their consumers have not acknowledged.
 	pending(ctx context.Context) (int, error)
 	// read reads what is in a topic, in its order.
@@ -63,15 +63,14 @@ func openSite(ctx context.Context, o options) (s *site, err error) {
 	if s.broker, err = brokers[o.broker](ctx, os.Stdout); err != nil {
 		return s, err
 	}
-	fmt.Printf("Starting the Postgres in %s, with a synchronous standby.\n", bin)
-	// It is processes that die here, not the machine, so nothing need be written through.
-	if s.pair, err = postgres.StartPair(ctx, postgres.PairOptions{Bin: bin, Volatile: true}); err != nil {
+	fmt.Printf("Starting the Postgres in %s, with a standby.\n", bin)
+	if s.pair, err = postgres.StartPair(ctx, o.profile.pair(bin)); err != nil {
 		return s, err
 	}
 	if err := s.createDatabase(ctx); err != nil {
 		return s, err
 	}
-	if err := s.broker.createTopics(ctx); err != nil {
+	if err := s.broker.createTopics(ctx, o.profile.replicas); err != nil {
 		return s, err
 	}
 	return s, s.layLines()
