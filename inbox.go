@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/durable"
 	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -98,7 +99,7 @@ type Inbox struct {
 	// Observer is told what happens to each message. Optional.
 	Observer *Observer
 
-	// Logger gets what Run has to say. nil means slog.Default().
+	// Logger gets what Run and Check have to say. nil means slog.Default().
 	Logger *slog.Logger
 
 	start     sync.Once
@@ -266,16 +267,21 @@ var rightsToClaim = grants.On("claims", "SELECT, INSERT").And("watermarks", "SEL
 
 // Check reports whether the Inbox can work: its fields are valid, the database
 // answers, takes writes, its schema has a version that this build knows, and the
-// role may do what every claim needs. Call it when the program starts, so that it
+// role may do what every claim needs. If what the database commits can be lost, as with
+// synchronous_commit = off or when an asynchronous standby is promoted, it logs a warning
+// for each such setting, once in a process: what can be lost, and what helps. Call it when the program starts, so that it
 // fails there and not on the first message. A program that claims nothing, such as
 // one that lists what is in doubt, can do without, and with fewer rights.
 func (in *Inbox) Check(ctx context.Context) error {
 	if err := in.validate(); err != nil {
 		return err
 	}
-	if err := dbcheck.Check(ctx, in.DB, in.Schema); err != nil {
+	warnings, err := dbcheck.Survey(ctx, in.DB, in.Schema)
+	if err != nil {
 		return markUnavailable(err)
 	}
+	in.start.Do(in.setUp)
+	durable.Tell(ctx, in.Logger, warnings)
 	if err := rightsToClaim.Check(ctx, in.DB, in.Schema, "claim keys"); err != nil {
 		return fmt.Errorf("oncemill: %w", markUnavailable(err))
 	}

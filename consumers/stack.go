@@ -67,6 +67,11 @@ type Stack struct {
 // Apply checks the configuration and the database, and adds the middlewares to
 // the router. Call it before the router runs, and once. ctx bounds the check; at
 // most 10 seconds are spent on it.
+//
+// Settings with which what was acknowledged can be lost, or happen again, are logged as
+// warnings, each once in a process: those of Postgres as by Inbox.Check, and when the
+// router starts those of the streams and topics from which this module's subscribers
+// read, also where these keep messages for longer than Inbox.Retention.
 func (s Stack) Apply(ctx context.Context, router *message.Router) error {
 	if err := s.setDefaults(); err != nil {
 		return err
@@ -93,6 +98,7 @@ func (s Stack) Apply(ctx context.Context, router *message.Router) error {
 		wm.Recoverer,
 		s.claims().Middleware,
 	)
+	router.AddSubscriberDecorators(tellKept(s.inbox().Retention))
 	return nil
 }
 

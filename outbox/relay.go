@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/oncemill/oncemill/internal/dbcheck"
+	"github.com/oncemill/oncemill/internal/durable"
 	"github.com/oncemill/oncemill/internal/grants"
 	"github.com/oncemill/oncemill/internal/pgurl"
 	"github.com/oncemill/oncemill/schema"
@@ -108,8 +109,8 @@ type Relay struct {
 	// Observer hears of every batch. Optional.
 	Observer *Observer
 
-	// Logger hears when the database or the broker goes away and comes back,
-	// and of rows that were deferred or parked. nil means slog.Default().
+	// Logger hears when the database or the broker goes away and comes back, of
+	// settings with which what was acknowledged can be lost, and of rows that were deferred or parked. nil means slog.Default().
 	Logger *slog.Logger
 
 	observing sync.Mutex
@@ -188,13 +189,19 @@ func (r *Relay) Wake() {
 // what is wrong and the remedy, and wrap ErrUnreachable, ErrReadOnly or ErrSchema where
 // those fit. The rights to move scheduled rows are none of them: see the package's
 // comment.
+//
+// If what the database commits can be lost, as with synchronous_commit = off or when an
+// asynchronous standby is promoted, it logs a warning for each such setting, once in a
+// process: what can be lost, and what helps.
 func (r *Relay) Check(ctx context.Context) error {
 	if err := r.validate(); err != nil {
 		return err
 	}
-	if err := dbcheck.Check(ctx, r.DB, r.Schema); err != nil {
+	warnings, err := dbcheck.Survey(ctx, r.DB, r.Schema)
+	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
+	durable.Tell(ctx, orDefault(r.Logger), warnings)
 	if err := r.checkRights(ctx); err != nil || r.Keep == 0 {
 		return err
 	}

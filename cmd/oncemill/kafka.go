@@ -117,7 +117,7 @@ func (o kafkaOptions) connect(ctx context.Context, options []kgo.Opt, logger *sl
 		client.Close()
 		return nil, err
 	}
-	sink := &kafka.Sink{Client: client}
+	sink := &kafka.Sink{Client: client, Logger: logger}
 	return &broker{
 		name:  "Kafka at " + watch.brokers,
 		sink:  sink,

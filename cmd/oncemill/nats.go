@@ -50,7 +50,7 @@ func (o natsOptions) check(logger *slog.Logger) (connectTo, error) {
 		}
 		return &broker{
 			name: "NATS at " + conn.ConnectedUrlRedacted(),
-			sink: &jetstream.Sink{Conn: conn},
+			sink: &jetstream.Sink{Conn: conn, Logger: logger},
 			ready: func() error {
 				if !conn.IsConnected() {
 					return fmt.Errorf("NATS: %s", conn.Status())

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
@@ -26,7 +28,7 @@ const (
 // Since that is not the message's UUID, the same message may go to several
 // subjects of a stream.
 //
-// A Sink can be used from many goroutines. It keeps nothing between two batches.
+// A Sink can be used from many goroutines. It must not be copied.
 type Sink struct {
 	// Conn is the connection. Required.
 	Conn *nats.Conn
@@ -37,6 +39,13 @@ type Sink struct {
 
 	// APIPrefix is that of the JetStream API; see Subscriber.APIPrefix.
 	APIPrefix string
+
+	// Logger hears, once in a process for each stream, that what it acknowledges can be
+	// lost: it has one replica, or is in memory. The Sink looks when a stream has
+	// acknowledged for the first time. nil means slog.Default().
+	Logger *slog.Logger
+
+	known sync.Map // streams that were looked at, by name
 }
 
 var _ outbox.Sink = (*Sink)(nil)
@@ -69,6 +78,7 @@ func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	}
 	b.abandon(err)
 	s.explain(ctx, b)
+	s.lookOnce(ctx, b.streams)
 	for i, err := range errs {
 		if err != nil {
 			errs[i] = fmt.Errorf("oncemill: jetstream: outbox row %d to %.200q: %w", rows[i].ID, rows[i].Topic, err)

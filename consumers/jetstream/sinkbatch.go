@@ -28,6 +28,7 @@ type batch struct {
 	bytes   int64   // of these
 	inbox   string  // with a dot; the row's index follows
 	replies replies
+	streams []string // that have acknowledged; few
 	sub     *nats.Subscription
 	acks    chan *nats.Msg
 	lost    chan nats.Status // the connection
@@ -156,7 +157,8 @@ func (b *batch) abandon(err error) {
 
 // answer reads a stream's acknowledgement of row i.
 func (b *batch) answer(i int, ack *nats.Msg) error {
-	if stored(ack.Data) {
+	if stream, ok := stored(ack.Data); ok {
+		b.acknowledged(stream)
 		return nil
 	}
 	if len(ack.Data) == 0 && ack.Header.Get("Status") == "503" {
@@ -178,24 +180,36 @@ func (b *batch) answer(i int, ack *nats.Msg) error {
 	case body.Stream == "":
 		return natsjs.ErrInvalidJSAck
 	}
+	b.acknowledged([]byte(body.Stream))
 	return nil
 }
 
-// stored reports whether an acknowledgement is what nearly all are, without the
-// detour through a struct.
-func stored(ack []byte) bool {
+// acknowledged notes which streams do.
+func (b *batch) acknowledged(stream []byte) {
+	for _, known := range b.streams {
+		if known == string(stream) {
+			return
+		}
+	}
+	b.streams = append(b.streams, string(stream))
+}
+
+// stored reports whether an acknowledgement is what nearly all are, and of which stream,
+// without the detour through a struct.
+func stored(ack []byte) (stream []byte, ok bool) {
 	rest, ok := bytes.CutPrefix(ack, []byte(`{"stream":"`))
 	name := bytes.IndexByte(rest, '"')
 	if !ok || name < 1 || bytes.IndexByte(rest[:name], '\\') >= 0 {
-		return false
+		return nil, false
 	}
+	stream = rest[:name]
 	rest, ok = bytes.CutPrefix(rest[name+1:], []byte(`,"seq":`))
 	number := bytes.TrimLeft(rest, "0123456789")
 	if !ok || len(number) == len(rest) {
-		return false
+		return nil, false
 	}
 	rest, _ = bytes.CutPrefix(number, []byte(`,"duplicate":true`))
-	return string(rest) == "}"
+	return stream, string(rest) == "}"
 }
 
 // replies are the subjects that acknowledgements come to, in one string.

@@ -59,6 +59,7 @@ func (s *subscription) open(ctx context.Context, known *source, from uint64) (*s
 		batch:    cfg.MaxRequestBatch,
 		expires:  pullExpires,
 	}
+	s.warn(ctx, info)
 	if cfg.MaxRequestExpires > 0 {
 		src.expires = min(src.expires, cfg.MaxRequestExpires)
 	}

@@ -91,7 +91,10 @@ type Subscriber struct {
 	// hub. "" means "$JS.API".
 	APIPrefix string
 
-	// Logger: nil means slog.Default().
+	// Logger hears when something does not work and works again, and once in a process of
+	// each setting of a stream with which messages can be lost, or happen again: one
+	// replica, in memory, a MaxAge beyond Inbox.Retention where consumers.Stack has told
+	// it. nil means slog.Default().
 	Logger *slog.Logger
 
 	subs delivery.Registry

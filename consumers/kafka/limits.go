@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/oncemill/oncemill/internal/durable"
 	"github.com/oncemill/oncemill/outbox"
 )
 
@@ -21,6 +21,7 @@ import (
 type limits struct {
 	batchBytes int32 // max.message.bytes
 	compact    bool  // cleanup.policy
+	copies     durable.Topic
 }
 
 var errKeyless = fmt.Errorf("%w: a topic with cleanup.policy=compact takes only records with a key; set the metadata %q", outbox.ErrRefused, outbox.OrderingKeyMetadata)
@@ -92,33 +93,23 @@ func (p *producer) excludeKeyless(records []*kgo.Record, errs []error) {
 
 // learnLimits asks for the limits of topics that are there, unless they are known.
 // It is no error if that cannot be had: this user may not be allowed to ask.
-func (p *producer) learnLimits(ctx context.Context, client *kgo.Client, found map[string]error) {
-	req := kmsg.NewPtrDescribeConfigsRequest()
+func (p *producer) learnLimits(ctx context.Context, client *kgo.Client, found map[string]topicState) {
+	var unknown []string
 	p.limitsMu.Lock()
-	for topic, err := range found {
-		if _, known := p.limits[topic]; known || err != nil {
-			continue
+	for topic, state := range found {
+		if _, known := p.limits[topic]; !known && state.err == nil {
+			unknown = append(unknown, topic)
 		}
-		one := kmsg.NewDescribeConfigsRequestResource()
-		one.ResourceType, one.ResourceName = kmsg.ConfigResourceTypeTopic, topic
-		one.ConfigNames = []string{"max.message.bytes", "cleanup.policy"}
-		req.Resources = append(req.Resources, one)
 	}
 	p.limitsMu.Unlock()
-	if len(req.Resources) == 0 {
-		return
-	}
-	resp, err := ask(ctx, func(ctx context.Context) (*kmsg.DescribeConfigsResponse, error) { return req.RequestWith(ctx, client) })
-	if err != nil {
-		return
-	}
+	configs := configsOf(ctx, client, unknown, "max.message.bytes", "cleanup.policy", leastInSync, uncleanLeaders)
 	p.limitsMu.Lock()
 	defer p.limitsMu.Unlock()
 	if p.limits == nil {
 		p.limits = make(map[string]limits)
 	}
-	for _, r := range resp.Resources {
-		p.limits[r.ResourceName] = limitsIn(r.Configs)
+	for topic, config := range configs {
+		p.limits[topic] = limitsIn(config)
 	}
 }
 
@@ -131,17 +122,11 @@ func (p *producer) forgetLimits(topics map[string]bool) {
 	}
 }
 
-func limitsIn(configs []kmsg.DescribeConfigsResponseResourceConfig) (l limits) {
-	for _, c := range configs {
-		switch {
-		case c.Value == nil:
-		case c.Name == "max.message.bytes":
-			if n, err := strconv.ParseInt(*c.Value, 10, 32); err == nil {
-				l.batchBytes = int32(n)
-			}
-		case c.Name == "cleanup.policy":
-			l.compact = strings.Contains(*c.Value, "compact")
-		}
+func limitsIn(config map[string]string) (l limits) {
+	if n, err := strconv.ParseInt(config["max.message.bytes"], 10, 32); err == nil {
+		l.batchBytes = int32(n)
 	}
+	l.compact = strings.Contains(config["cleanup.policy"], "compact")
+	l.copies = copiesIn(config)
 	return l
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -33,14 +34,16 @@ type producer struct {
 	closed bool
 	topics map[string]time.Time // when each was last seen
 
+	log *slog.Logger // hears what can be lost with a topic; nil: nobody does
+
 	limitsMu sync.Mutex
 	limits   map[string]limits // of topics that were asked for theirs
 
 	alone chan struct{} // has room for the one who uses single
 }
 
-// open returns the client. owner names the field's struct in errors.
-func (p *producer) open(owner string, base *kgo.Client) (*kgo.Client, error) {
+// open returns the client. owner names the field's struct in errors. log may be nil.
+func (p *producer) open(owner string, base *kgo.Client, log *slog.Logger) (*kgo.Client, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -61,7 +64,7 @@ func (p *producer) open(owner string, base *kgo.Client) (*kgo.Client, error) {
 		client.Close()
 		return nil, fmt.Errorf("%s.Client: %w", owner, err)
 	}
-	p.client, p.single = client, single
+	p.client, p.single, p.log = client, single, log
 	p.topics, p.alone = make(map[string]time.Time), make(chan struct{}, 1)
 	return p.client, nil
 }
@@ -240,12 +243,13 @@ func (p *producer) excludeMissing(ctx context.Context, client *kgo.Client, recor
 		return
 	}
 	p.learnLimits(ctx, client, found)
+	p.warn(ctx, found)
 	p.trust(found)
 	for i, r := range records {
 		if r == nil {
 			continue
 		}
-		if err := found[r.Topic]; err != nil && !retriable(err) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+		if err := found[r.Topic].err; err != nil && !retriable(err) || errors.Is(err, kerr.UnknownTopicOrPartition) {
 			records[i], errs[i] = nil, err
 		}
 	}
@@ -265,11 +269,11 @@ func (p *producer) untrusted(records []*kgo.Record) (topics []string) {
 	return topics
 }
 
-func (p *producer) trust(found map[string]error) {
+func (p *producer) trust(found map[string]topicState) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for topic, err := range found {
-		if err == nil {
+	for topic, state := range found {
+		if state.err == nil {
 			p.topics[topic] = time.Now()
 		}
 	}

@@ -54,7 +54,7 @@ func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 	if p.Timeout < 0 {
 		return fmt.Errorf("oncemill: kafka: Publisher.Timeout is %v: must be positive, or 0 for %v", p.Timeout, DefaultPublishTimeout)
 	}
-	client, err := p.producer.open("Publisher", p.Client)
+	client, err := p.producer.open("Publisher", p.Client, nil)
 	switch {
 	case errors.Is(err, ErrClosed):
 		return err

@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -26,6 +27,12 @@ type Sink struct {
 	// the Sink makes for itself. It stays open when the Sink is closed. Required.
 	Client *kgo.Client
 
+	// Logger hears, once in a process for each topic, that what it acknowledges can be
+	// lost: it has one replica, min.insync.replicas is 1, or unclean leaders are allowed.
+	// The Sink looks when it sends to a topic for the first time. nil means
+	// slog.Default().
+	Logger *slog.Logger
+
 	producer producer
 }
 
@@ -34,7 +41,7 @@ var _ outbox.Sink = (*Sink)(nil)
 // Check returns nil if the brokers can be reached and take the credentials, and
 // if Client can be used. ctx bounds it.
 func (s *Sink) Check(ctx context.Context) error {
-	client, err := s.producer.open("Sink", s.Client)
+	client, err := s.open()
 	if err != nil {
 		return fmt.Errorf("oncemill: kafka: %w", err)
 	}
@@ -54,7 +61,7 @@ func (s *Sink) Check(ctx context.Context) error {
 //   - another error: there is no such topic, or this user may not write to it.
 func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 	errs := make([]error, len(rows))
-	client, err := s.producer.open("Sink", s.Client)
+	client, err := s.open()
 	if err != nil {
 		for i := range errs {
 			errs[i] = fmt.Errorf("oncemill: kafka: %w: %w", outbox.ErrUnavailable, err)
@@ -79,6 +86,14 @@ func (s *Sink) PublishBatch(ctx context.Context, rows []outbox.Row) []error {
 		}
 	}
 	return errs
+}
+
+func (s *Sink) open() (*kgo.Client, error) {
+	logger := s.Logger
+	if logger == nil {
+		logger = slog.Default()
+	}
+	return s.producer.open("Sink", s.Client, logger)
 }
 
 // withoutDedupID takes out what a handler that passes its metadata on has left of

@@ -104,8 +104,11 @@ type Subscriber struct {
 	// error if it is not.
 	CreateTopic func(topic string) TopicConfig
 
-	// Logger hears which partitions come and go, and when something does not work
-	// and works again. nil means slog.Default().
+	// Logger hears which partitions come and go, when something does not work
+	// and works again, and once in a process of each setting of a topic with which
+	// messages can be lost, or happen again: one replica, min.insync.replicas of 1,
+	// unclean leaders, a retention.ms beyond Inbox.Retention where consumers.Stack has
+	// told it. nil means slog.Default().
 	Logger *slog.Logger
 
 	subs delivery.Registry
@@ -137,6 +140,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	if err != nil {
 		return nil, fmt.Errorf("oncemill: kafka: subscribe to %q: %w", topic, err)
 	}
+	sub.warn(ctx)
 	if !s.subs.Go(sub.stop, func() { sub.run(ctx, session) }) {
 		session.leave()
 		return nil, ErrClosed

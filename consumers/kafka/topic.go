@@ -88,12 +88,18 @@ func findTopic(ctx context.Context, client *kgo.Client, topic string) error {
 	if err != nil {
 		return err
 	}
-	return found[topic]
+	return found[topic].err
 }
 
-// lookUp asks the brokers for topics. It returns what is wrong with each, nil for
-// one that is there.
-func lookUp(ctx context.Context, client *kgo.Client, topics []string) (map[string]error, error) {
+// A topicState is what the brokers say of a topic.
+type topicState struct {
+	err      error // what is wrong with it, nil if it is there
+	replicas int   // of the partition that has the fewest
+	brokers  int   // that there are
+}
+
+// lookUp asks the brokers for topics.
+func lookUp(ctx context.Context, client *kgo.Client, topics []string) (map[string]topicState, error) {
 	req := kmsg.NewPtrMetadataRequest()
 	req.Topics = []kmsg.MetadataRequestTopic{} // nil would be all
 	for _, topic := range topics {
@@ -105,23 +111,28 @@ func lookUp(ctx context.Context, client *kgo.Client, topics []string) (map[strin
 	if err != nil {
 		return nil, unreachable(client, err)
 	}
-	found := make(map[string]error, len(topics))
+	found := make(map[string]topicState, len(topics))
 	for _, t := range resp.Topics {
 		if t.Topic == nil {
 			continue
 		}
 		err := kerr.ErrorForCode(t.ErrorCode)
-		for _, p := range t.Partitions {
+		state := topicState{brokers: len(resp.Brokers)}
+		for i, p := range t.Partitions {
+			if i == 0 || len(p.Replicas) < state.replicas {
+				state.replicas = len(p.Replicas)
+			}
 			// It has just been made, and no broker leads it yet.
 			if p.Leader < 0 && err == nil {
 				err = kerr.LeaderNotAvailable
 			}
 		}
-		found[*t.Topic] = topicError(*t.Topic, err)
+		state.err = topicError(*t.Topic, err)
+		found[*t.Topic] = state
 	}
 	for _, topic := range topics {
 		if _, ok := found[topic]; !ok {
-			found[topic] = topicError(topic, kerr.UnknownTopicOrPartition)
+			found[topic] = topicState{err: topicError(topic, kerr.UnknownTopicOrPartition)}
 		}
 	}
 	return found, nil

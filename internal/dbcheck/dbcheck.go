@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/oncemill/oncemill/internal/durable"
 	"github.com/oncemill/oncemill/internal/hint"
 	"github.com/oncemill/oncemill/schema"
 )
@@ -30,19 +31,26 @@ var (
 // runs on. "" stands for schema.Default. Its errors wrap ErrUnreachable,
 // ErrReadOnly or ErrSchema and name the remedy.
 func Check(ctx context.Context, db *sql.DB, schemaName string) error {
+	_, err := Survey(ctx, db, schemaName)
+	return err
+}
+
+// Survey is Check, and also returns what may be lost of what db commits: that comes with
+// the same round trips.
+func Survey(ctx context.Context, db *sql.DB, schemaName string) ([]durable.Warning, error) {
 	// Sessions in the pool may be from before a restart or a failover, and know
 	// only of the server as it was then.
 	for tries := db.Stats().Idle; ; tries-- {
-		err := checkSession(ctx, db, schemaName)
+		warnings, err := checkSession(ctx, db, schemaName)
 		if err == nil || tries <= 0 || ctx.Err() != nil {
-			return err
+			return warnings, err
 		}
 	}
 }
 
 // checkSession checks on one session, and takes it out of the pool if it is
 // not in order.
-func checkSession(ctx context.Context, db *sql.DB, schemaName string) (err error) {
+func checkSession(ctx context.Context, db *sql.DB, schemaName string) (warnings []durable.Warning, err error) {
 	conn, err := db.Conn(ctx)
 	if err == nil {
 		defer conn.Close()
@@ -56,16 +64,16 @@ func checkSession(ctx context.Context, db *sql.DB, schemaName string) (err error
 		err = unreachable(err)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := Writable(ctx, conn); err != nil {
-		return err
+	if warnings, err = writable(ctx, conn); err != nil {
+		return nil, err
 	}
 	found, err := Version(ctx, conn, schemaName)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return Supported(schemaName, found)
+	return warnings, Supported(schemaName, found)
 }
 
 // Reachable returns nil if a database answers.
@@ -99,11 +107,28 @@ type Querier interface {
 
 // Writable returns nil if db is a primary whose sessions may write.
 func Writable(ctx context.Context, db Querier) error {
-	const query = `SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'`
 	var replica, readOnly bool
-	if err := db.QueryRowContext(ctx, query).Scan(&replica, &readOnly); err != nil {
+	if err := db.QueryRowContext(ctx, `SELECT `+writableColumns).Scan(&replica, &readOnly); err != nil {
 		return fmt.Errorf("ask the database whether it can be written to: %w", err)
 	}
+	return asWritable(replica, readOnly)
+}
+
+const writableColumns = `pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'`
+
+// writable is Writable, and asks for more in the same query. Not every database that is
+// like Postgres has the views: then there is nothing to warn of.
+func writable(ctx context.Context, db Querier) ([]durable.Warning, error) {
+	var replica, readOnly bool
+	var p durable.Postgres
+	err := db.QueryRowContext(ctx, `SELECT `+writableColumns+`, `+durable.Columns+` FROM `+durable.From).Scan(append([]any{&replica, &readOnly}, p.Into()...)...)
+	if err != nil {
+		return nil, Writable(ctx, db)
+	}
+	return p.Warnings(), asWritable(replica, readOnly)
+}
+
+func asWritable(replica, readOnly bool) error {
 	switch {
 	case replica:
 		return fmt.Errorf("%w: it is a replica (connect to the primary; with several hosts in the URL, add target_session_attrs=read-write)", ErrReadOnly)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/oncemill/oncemill/internal/durable"
 )
 
 func (k *Kafka) lookAtTopics(ctx context.Context, topics []kmsg.MetadataResponseTopic, brokers int) {
@@ -25,7 +27,7 @@ func (k *Kafka) lookAtTopics(ctx context.Context, topics []kmsg.MetadataResponse
 		}
 		if len(k.all) == before && config != nil {
 			k.ok("topic", "%q: %s, %s with min.insync.replicas %s, records kept for %s, up to %s each", *t.Topic, counted(int64(len(t.Partitions)), 0, "partition", "partitions"),
-				counted(int64(fewest(t)), 0, "replica", "replicas"), config["min.insync.replicas"], lasting(milliseconds64(config, "retention.ms")), size(number(config, "max.message.bytes")))
+				counted(int64(fewest(t)), 0, "replica", "replicas"), config["min.insync.replicas"], durable.Lasting(milliseconds64(config, "retention.ms")), size(number(config, "max.message.bytes")))
 		}
 	}
 }
@@ -60,16 +62,12 @@ func fewest(t kmsg.MetadataResponseTopic) int {
 }
 
 func (k *Kafka) lookAtReplicas(t kmsg.MetadataResponseTopic, config map[string]string, brokers int) {
-	topic, replicas, least := *t.Topic, fewest(t), int(max(1, number(config, "min.insync.replicas")))
-	alter := "kafka-configs.sh --alter --entity-type topics --entity-name " + topic + " --add-config "
-	switch {
-	case replicas < least:
-		k.fail("replicas", fmt.Sprintf("topic %q has %s, and min.insync.replicas is %d", topic, counted(int64(replicas), 0, "replica", "replicas"), least), "brokers refuse every record that is to be acknowledged by all: messages to it wait in the outbox", alter+"min.insync.replicas="+strconv.Itoa(replicas)+", or give it more replicas")
-	case replicas == 1:
-		k.warn("replicas", fmt.Sprintf("topic %q has one replica", topic), "with its broker's disk, messages are lost that the outbox has deleted since they were acknowledged", oneReplica(topic, brokers))
-	case least == 1:
-		k.warn("replicas", fmt.Sprintf("topic %q has %d replicas, but min.insync.replicas is 1", topic, replicas), "while the others are behind, one broker alone acknowledges, and its disk takes what it acknowledged with it", alter+"min.insync.replicas=2")
+	topic, replicas, least := *t.Topic, fewest(t), int(number(config, "min.insync.replicas"))
+	if replicas < least {
+		k.fail("replicas", fmt.Sprintf("topic %q has %s, and min.insync.replicas is %d", topic, counted(int64(replicas), 0, "replica", "replicas"), least), "brokers refuse every record that is to be acknowledged by all: messages to it wait in the outbox",
+			durable.Alter(topic, "min.insync.replicas="+strconv.Itoa(replicas))+", or give it more replicas")
 	}
+	k.tell(durable.Topic{Name: topic, Replicas: replicas, Brokers: brokers, Least: least, Unclean: config["unclean.leader.election.enable"] == "true"}.Copies())
 	leaderless, behind := 0, 0
 	for _, p := range t.Partitions {
 		switch {
@@ -87,30 +85,19 @@ func (k *Kafka) lookAtReplicas(t kmsg.MetadataResponseTopic, config map[string]s
 	}
 }
 
-func oneReplica(topic string, brokers int) string {
-	if brokers < 3 {
-		return "run three brokers, and give topics --replication-factor 3 with min.insync.replicas 2; or have the relay keep what it has published"
-	}
-	return "kafka-reassign-partitions.sh, to three replicas for each partition of " + topic + ", and min.insync.replicas=2"
-}
-
 func (k *Kafka) lookAtConfig(topic string, config map[string]string) {
-	alter := "kafka-configs.sh --alter --entity-type topics --entity-name " + topic + " --add-config "
-	if config["unclean.leader.election.enable"] == "true" {
-		k.warn("unclean leaders", fmt.Sprintf("topic %q has unclean.leader.election.enable", topic), "a replica that lacks what was acknowledged can become the leader, and it is lost", alter+"unclean.leader.election.enable=false")
-	}
 	compacted := strings.Contains(config["cleanup.policy"], "compact")
 	if compacted {
-		k.warn("compaction", fmt.Sprintf("topic %q is compacted", topic), "it refuses records without a key, which are then parked in the outbox, and of each key it keeps the last record only: those before it are not delivered to whoever comes late", "give every message to it the metadata oncemill-ordering-key; or "+alter+"cleanup.policy=delete")
+		k.warn("compaction", fmt.Sprintf("topic %q is compacted", topic), "it refuses records without a key, which are then parked in the outbox, and of each key it keeps the last record only: those before it are not delivered to whoever comes late", "give every message to it the metadata oncemill-ordering-key; or "+durable.Alter(topic, "cleanup.policy=delete"))
 	}
 	if deletes := strings.Contains(config["cleanup.policy"], "delete"); deletes || compacted {
 		kept := milliseconds64(config, "retention.ms")
 		if !deletes {
 			kept = 0
 		}
-		k.lookAtHorizon(k.Briefing, fmt.Sprintf("topic %q keeps records for %s", topic, lasting(kept)), kept, alter+"retention.ms="+strconv.FormatInt(k.Briefing.Kept.Milliseconds(), 10))
+		k.tell(durable.Topic{Name: topic, Kept: kept, KeptKnown: true}.Horizon(k.Briefing.claims()))
 	}
 	if most := number(config, "max.message.bytes"); most > 0 && most < 64<<10 {
-		k.warn("limits", fmt.Sprintf("topic %q takes batches of %s at most", topic, size(most)), "a message that is larger is parked in the outbox; a dead letter is up to 2 KiB larger than its message", alter+"max.message.bytes=1048588")
+		k.warn("limits", fmt.Sprintf("topic %q takes batches of %s at most", topic, size(most)), "a message that is larger is parked in the outbox; a dead letter is up to 2 KiB larger than its message", durable.Alter(topic, "max.message.bytes=1048588"))
 	}
 }

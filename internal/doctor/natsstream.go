@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncemill/oncemill/internal/durable"
 )
 
 func (n *NATS) lookAtStream(ctx context.Context, name string) {
@@ -35,44 +37,25 @@ func (n *NATS) lookAtStream(ctx context.Context, name string) {
 	n.lookAtConsumers(ctx, stream)
 	if len(n.all) == before {
 		c := info.Config
-		n.ok("stream", "%q: %s on %s storage, messages kept for %s, repetitions dropped for %s, %s", name, counted(int64(c.Replicas), 0, "replica", "replicas"), strings.ToLower(c.Storage.String()), lasting(c.MaxAge), seconds(c.Duplicates),
+		n.ok("stream", "%q: %s on %s storage, messages kept for %s, repetitions dropped for %s, %s", name, counted(int64(c.Replicas), 0, "replica", "replicas"), strings.ToLower(c.Storage.String()), durable.Lasting(c.MaxAge), seconds(c.Duplicates),
 			counted(int64(info.State.Consumers), 0, "consumer", "consumers"))
 	}
 }
 
-// lasting is for how long messages are kept.
-func lasting(d time.Duration) string {
-	if d <= 0 {
-		return "ever"
+// stream is what there is to warn of.
+func (n *NATS) stream(info *jetstream.StreamInfo) durable.Stream {
+	c := info.Config
+	return durable.Stream{
+		Name: c.Name, Memory: c.Storage == jetstream.MemoryStorage, Replicas: c.Replicas, Clustered: n.clustered,
+		Kept: c.MaxAge, Work: c.Retention == jetstream.WorkQueuePolicy,
 	}
-	return seconds(d)
 }
 
 func (n *NATS) lookAtCopies(info *jetstream.StreamInfo) {
-	c := info.Config
-	switch one := c.Replicas <= 1; {
-	case c.Storage == jetstream.MemoryStorage && one:
-		n.fail("storage", fmt.Sprintf("stream %q is in memory, with one replica", c.Name), "a restart of the server loses its messages, which the outbox has deleted since they were acknowledged", n.withReplicas("make it with --storage file", ", and --replicas 3"))
-		return
-	case c.Storage == jetstream.MemoryStorage:
-		n.warn("storage", fmt.Sprintf("stream %q is in memory", c.Name), "servers that restart together lose its messages, which the outbox has deleted since they were acknowledged", "make it with --storage file")
-	}
-	if c.Replicas <= 1 {
-		n.warn("replicas", fmt.Sprintf("stream %q has one replica", c.Name),
-			"the server acknowledges before it flushes to the disk: after a power failure, or with the disk, messages are lost that the outbox has deleted",
-			n.withReplicas("", "nats stream edit "+c.Name+" --replicas 3; or ")+"set sync_interval: always in the server's jetstream block, or have the relay keep what it has published (--keep)")
-	}
+	n.tell(n.stream(info).Copies())
 	if down := missing(info); down > 0 {
-		n.warn("replicas", fmt.Sprintf("stream %q: %s offline or behind", c.Name, counted(int64(down), 0, "replica is", "replicas are")), "one more, and nothing can be published", "see `nats stream info "+c.Name+"`")
+		n.warn("replicas", fmt.Sprintf("stream %q: %s offline or behind", info.Config.Name, counted(int64(down), 0, "replica is", "replicas are")), "one more, and nothing can be published", "see `nats stream info "+info.Config.Name+"`")
 	}
-}
-
-// withReplicas is an advice, with what only a cluster can have.
-func (n *NATS) withReplicas(advice, replicas string) string {
-	if n.clustered {
-		return advice + replicas
-	}
-	return advice
 }
 
 // missing counts the replicas that are not there.
@@ -103,31 +86,11 @@ func (n *NATS) lookAtWindow(info *jetstream.StreamInfo) {
 
 // lookAtAge compares what the stream can send again with the claims that are kept.
 func (n *NATS) lookAtAge(info *jetstream.StreamInfo) {
-	c := info.Config
-	if c.Retention == jetstream.WorkQueuePolicy && c.MaxAge == 0 {
-		return // a message goes when it is acknowledged
-	}
-	n.lookAtHorizon(n.Briefing, fmt.Sprintf("stream %q keeps messages for %s", c.Name, lasting(c.MaxAge)), c.MaxAge,
-		fmt.Sprintf("nats stream edit %s --max-age %s", c.Name, hours(n.Briefing.Kept)))
+	n.tell(n.stream(info).Horizon(n.Briefing.claims()))
 }
 
-// lookAtHorizon warns if a broker keeps messages for longer than claims are kept. 0 or
-// less is for ever.
-func (f *findings) lookAtHorizon(b Briefing, found string, kept time.Duration, command string) {
-	if b.Kept <= 0 || kept > 0 && kept <= b.Kept {
-		return
-	}
-	whose := "claims"
-	if b.Consumer != "" {
-		whose = fmt.Sprintf("claims of consumer %q", b.Consumer)
-	}
-	f.warn("retention", fmt.Sprintf("%s, %s are kept for %s", found, whose, seconds(b.Kept)),
-		"a message that comes again after its claim was purged, as when a consumer is made anew, is not known any more. If it tells its time of origin, it is refused with ErrTooOld and becomes a dead letter; if not, its effects happen again",
-		command+"; or raise Inbox.Retention (and --retention here), which costs about 200 bytes a claim")
-}
-
-// hours is a time as the command nats takes it.
-func hours(d time.Duration) string { return fmt.Sprintf("%dh", max(1, int(d/time.Hour))) }
+// claims are those that have to be there when a message comes again.
+func (b Briefing) claims() durable.Claims { return durable.Claims{Kept: b.Kept, Consumer: b.Consumer} }
 
 func (n *NATS) lookAtRoom(info *jetstream.StreamInfo) {
 	c := info.Config

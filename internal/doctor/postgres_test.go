@@ -63,7 +63,7 @@ func TestSettingsThatDoHarmAreNamed(t *testing.T) {
 		check string
 		words []string
 	}{
-		{"&synchronous_commit=off", doctor.Fail, "durability", []string{"synchronous_commit is off", "it is lost", "SET synchronous_commit = on"}},
+		{"&synchronous_commit=off", doctor.Fail, "durability", []string{"synchronous_commit is off", "messages are lost that were acknowledged", "out of the connection string"}},
 		{"&default_transaction_read_only=on", doctor.Fail, "writable", []string{"default_transaction_read_only", `ALTER ROLE "` + d.role}},
 		{"&default_transaction_isolation=serializable", doctor.Warn, "isolation", []string{"serializable", "40001"}},
 		{"&statement_timeout=1500", doctor.Warn, "timeouts", []string{"statement_timeout is 2s", "LockWait"}},
@@ -74,8 +74,26 @@ func TestSettingsThatDoHarmAreNamed(t *testing.T) {
 	} {
 		d.look(test.more).want(test.level, test.check, test.words...)
 	}
-	d.exec(`ALTER ROLE ` + pq.QuoteIdentifier(d.role) + ` SET synchronous_commit = off`)
-	d.look("").want(doctor.Fail, "durability", "synchronous_commit is off")
+}
+
+// What turns it on again depends on who has turned it off.
+func TestSynchronousCommitOffIsNamedWithWhatTurnsItOn(t *testing.T) {
+	t.Parallel()
+	d := reader(t)
+	role := pq.QuoteIdentifier(d.role)
+	var database string
+	must(t, d.admin.QueryRow(`SELECT quote_ident(current_database())`).Scan(&database))
+	for _, whose := range []string{"ALTER DATABASE " + database, "ALTER ROLE " + role, "ALTER ROLE " + role + " IN DATABASE " + database} { // each beats those before it
+		d.exec(whose + ` SET synchronous_commit = off`)
+		d.look("").want(doctor.Fail, "durability", "synchronous_commit is off for role", d.role, strings.ReplaceAll(whose, database, `"`+database+`"`)+" SET synchronous_commit = on")
+		d.exec(whose + ` SET synchronous_commit = on`)
+		for _, f := range d.look("").all {
+			if strings.Contains(f.Found, "synchronous_commit is off") {
+				t.Errorf("after %s SET synchronous_commit = on: %v", whose, f)
+			}
+		}
+	}
+	d.look("&synchronous_commit=off").want(doctor.Fail, "durability", "synchronous_commit is off", "out of the connection string")
 }
 
 // The warning about binary_parameters is true.

@@ -5,11 +5,11 @@ import (
 	"database/sql"
 	"fmt"
 	"net"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/oncemill/oncemill/internal/durable"
 )
 
 // The versions of Postgres that Oncemill is tested on, by their server_version_num
@@ -245,23 +245,4 @@ func (p *Postgres) lookAtParameters(context.Context, *sql.Tx) error {
 }
 
 // seconds rounds a time for people.
-func seconds(d time.Duration) string {
-	switch {
-	case d >= 48*time.Hour:
-		return strconv.Itoa(int(d/(24*time.Hour))) + " days"
-	case d >= time.Hour:
-		d = d.Round(time.Minute)
-	case d >= time.Second:
-		d = d.Round(time.Second)
-	default:
-		d = d.Round(time.Millisecond)
-	}
-	text := d.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return text
-}
+func seconds(d time.Duration) string { return durable.Seconds(d) }
