@@ -75,8 +75,8 @@ func (p Postgres) Disk() (all []Warning) {
 	}
 	if p.Commit == "off" {
 		add(p.where(), "synchronous_commit is off for "+p.who(),
-			"a commit returns before it is on the disk. After a crash of the server, messages are lost that were acknowledged: their claims are gone, with their rows and what they published, and nobody sends them again. Claims of Guard are safe, they set it on; a relay publishes again what it had deleted",
-			p.set()+" (Oncemill's purge sets it off for itself, where it does no harm)")
+			"a commit returns before it is on the disk. After a crash of the server, messages are lost that were acknowledged: their claims are gone, with their rows and what they published, and nobody sends them again. Claims of Guard are safe, they set it on; a relay publishes again what it had deleted; the purge sets it off itself, and loses nothing",
+			p.set())
 	}
 	return all
 }

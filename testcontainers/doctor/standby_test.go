@@ -19,15 +19,17 @@ func TestStandbysAreNamed(t *testing.T) {
 	standby := pair.Standby()
 	database := testcontainers.DatabaseOn(t, pair.Primary())
 	address := asRole(t, database, "relay", doctor.Relay)
-	want(t, look(t, doctor.Postgres{URL: address}), doctor.Skip, "standbys", "1 standby", "GRANT pg_read_all_stats")
-	execute(t, database.DB, `GRANT pg_read_all_stats TO relay`)
-	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "1 standby is attached", "asynchronous", "synchronous_standby_names")
+	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "1 standby is attached", "asynchronous", "synchronous_standby_names is empty")
 
+	// Only whether a standby that is named is connected, not every role may see.
 	reload := func(setting string) {
 		execute(t, database.DB, `ALTER SYSTEM SET `+setting)
 		execute(t, database.DB, `SELECT pg_reload_conf()`)
 	}
 	reload(`synchronous_standby_names = '*'`)
+	until(t, "the setting is there", func() bool { return setting(t, database.DB, "synchronous_standby_names") == "*" })
+	want(t, look(t, doctor.Postgres{URL: address}), doctor.Skip, "standbys", "1 standby", "GRANT pg_read_all_stats")
+	execute(t, database.DB, `GRANT pg_read_all_stats TO relay`)
 	until(t, "the standby is synchronous", func() bool {
 		for _, f := range look(t, doctor.Postgres{URL: address}) {
 			if f.Check == "standbys" && f.Level == doctor.OK {
@@ -38,7 +40,9 @@ func TestStandbysAreNamed(t *testing.T) {
 	})
 	want(t, look(t, doctor.Postgres{URL: address}), doctor.OK, "standbys", "1 attached, 1 of them synchronous")
 	execute(t, database.DB, `ALTER ROLE relay SET synchronous_commit = local`)
-	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "synchronous_commit is local")
+	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "synchronous_commit is local", `ALTER ROLE "relay" SET synchronous_commit = on`)
+	execute(t, database.DB, `ALTER ROLE relay SET synchronous_commit = remote_write`)
+	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "synchronous_commit is remote_write", "loses its power", `ALTER ROLE "relay" SET synchronous_commit = on`)
 
 	onStandby := beside(t, address, standby)
 	var found []doctor.Finding
