@@ -22,6 +22,7 @@ import (
 	"github.com/oncemill/oncemill/middleware"
 	"github.com/oncemill/oncemill/outbox"
 	"github.com/oncemill/oncemill/testcontainers"
+	"github.com/oncemill/oncemill/testcontainers/internal/own"
 )
 
 // setting is what a new session has.
@@ -53,8 +54,8 @@ func warns(t *testing.T, log *testenv.Log, words ...string) {
 // lack what it has acknowledged.
 func TestAnAsynchronousStandbyIsWarnedOfAtStart(t *testing.T) {
 	t.Parallel()
-	primary, standby := pair(t)
-	database := testcontainers.DatabaseOn(t, primary)
+	pair := own.PostgresPair(t, testcontainers.PostgresPairOptions{Volatile: true, Async: true})
+	database := testcontainers.DatabaseOn(t, pair.Primary())
 	address := asRole(t, database, "worker", doctor.Worker)
 	until(t, "the standby is attached", func() (attached bool) {
 		must(t, database.DB.QueryRow(`SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming'`).Scan(&attached))
@@ -96,7 +97,7 @@ func TestAnAsynchronousStandbyIsWarnedOfAtStart(t *testing.T) {
 	// What saves the log is no standby: nobody can promote it. It goes by its name.
 	set("")
 	want(t, look(t, doctor.Postgres{URL: address}), doctor.Warn, "standbys", "1 standby is attached")
-	other := open(t, beside(t, database.URL, standby))
+	other := open(t, pair.Standby().URL(""))
 	to := strings.ReplaceAll(setting(t, other, "primary_conninfo"), "application_name=standby", "application_name=pg_receivewal")
 	execute(t, other, `ALTER SYSTEM SET primary_conninfo = `+pq.QuoteLiteral(to))
 	execute(t, other, `SELECT pg_reload_conf()`)
