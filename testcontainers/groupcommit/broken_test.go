@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/oncemill/oncemill/internal/breach"
 	"github.com/oncemill/oncemill/testcontainers"
-	"github.com/oncemill/oncemill/testcontainers/internal/breach"
 	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 )
 
@@ -21,11 +21,7 @@ type rule struct {
 
 // rules are those of group commit.
 var rules = []rule{
-	{"claims of messages that did not run are deleted", []breach.Breach{{
-		File: "batchsql.go",
-		Old:  `if len(b.dropped) == 0 {`,
-		New:  `if len(b.dropped) == 0 || broken("claims of messages that did not run are deleted") {`,
-	}}, "its claim has no effect", ""},
+	{"claims of messages that did not run are deleted", breach.ClaimsOfDropped, "its claim has no effect", ""},
 
 	{"a batch with a message that failed is rolled back", []breach.Breach{{
 		File: "batchfail.go",
@@ -48,11 +44,7 @@ var rules = []rule{
 	if err := b.t.commit(b.ctx); err != nil {`,
 	}}, "it was acknowledged and has no claim", ""},
 
-	{"keys are claimed in order", []breach.Breach{{
-		File: "batchsql.go",
-		Old:  `strings.Compare(m.d.stored, n.d.stored)`,
-		New:  `inOrder(m.d.stored, n.d.stored)`,
-	}}, "two claims have deadlocked", "TestTheSameMessagesTwice"},
+	{"keys are claimed in order", breach.UnsortedBatch, "two claims have deadlocked", "TestTheSameMessagesTwice"},
 
 	{"what a rolled back run has published is forgotten", []breach.Breach{{
 		File: "batchfail.go",
@@ -68,6 +60,18 @@ var rules = []rule{
 	if kept := keptLate.Swap(nil); kept != nil && len(b.ran) == 0 {
 		b.late = kept
 	}`,
+	}, {
+		File: "keptlate.go",
+		New: `package oncemill
+
+import (
+	"sync/atomic"
+
+	"github.com/oncemill/oncemill/internal/txn"
+)
+
+var keptLate atomic.Pointer[txn.Late]
+`,
 	}}, "is in the outbox 2 times|which is not in effect", ""},
 
 	{"duplicates do not run", []breach.Breach{{
@@ -101,26 +105,6 @@ var rules = []rule{
 	}`,
 	}}, "finds \"xxx", ""},
 }
-
-// brokenRootSource is added to the package oncemill besides.
-const brokenRootSource = `package oncemill
-
-import (
-	"strings"
-	"sync/atomic"
-
-	"github.com/oncemill/oncemill/internal/txn"
-)
-
-var keptLate atomic.Pointer[txn.Late]
-
-func inOrder(a, b string) int {
-	if broken("keys are claimed in order") {
-		return 0
-	}
-	return strings.Compare(a, b)
-}
-`
 
 // The checker finds nothing in what this build has done, and something in what each build
 // has done that has lost a rule, with the same draws.
@@ -175,6 +159,5 @@ func breakBuild(t *testing.T) (program string) {
 	for _, r := range rules {
 		lame.Lose(r.name, r.breaches...)
 	}
-	lame.Add("brokenroot.go", brokenRootSource)
-	return lame.Program()
+	return lame.Test()
 }
