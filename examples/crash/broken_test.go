@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oncemill/oncemill/internal/breach"
+)
+
+// crashVariable is "all" for every rule to be broken on every seed. Else each is broken on
+// one of them.
+const crashVariable = "ONCEMILL_TEST_CRASH"
+
+const (
+	// seconds is how long a run takes in which there is nothing to be found, and after which
+	// time whatever there is must have been.
+	seconds = 60
+
+	// grace is what else a run takes: to start the servers, and to check at the end.
+	grace = 90 * time.Second
+)
+
+// seeds are those on which this build is clean and broken ones are found out.
+var seeds = []int{7, 8, 9}
+
+// The checker finds nothing in what this build does, and something in what it does without
+// one of the rules, on the same seeds.
+func TestTheCrashSuiteFindsBrokenBuilds(t *testing.T) {
+	program := breakBuild(t)
+	for _, seed := range seeds {
+		t.Run("none on seed "+strconv.Itoa(seed), func(t *testing.T) { findNothing(t, program, seed) })
+	}
+	for i, r := range rules {
+		on := seeds[i%len(seeds) : i%len(seeds)+1]
+		if os.Getenv(crashVariable) == "all" {
+			on = seeds
+		}
+		for _, seed := range on {
+			t.Run(r.name+" on seed "+strconv.Itoa(seed), func(t *testing.T) { findOut(t, program, r, seed) })
+		}
+	}
+}
+
+// breakBuild builds this program on an Oncemill that can be told to lose a rule.
+func breakBuild(t *testing.T) (program string) {
+	t.Helper()
+	lame := breach.New(t)
+	for _, r := range rules {
+		lame.Lose(r.name, r.breaches...)
+	}
+	return lame.Program()
+}
+
+func findNothing(t *testing.T, program string, seed int) {
+	if out, code := crash(t, program, "", seed); code != 0 {
+		t.Errorf("it exits with %d instead of 0, though no rule is broken:\n%s", code, shortened(out))
+	}
+}
+
+func findOut(t *testing.T, program string, r rule, seed int) {
+	begun := time.Now()
+	out, code := crash(t, program, r.name, seed, "-until-anomaly")
+	took := time.Since(begun).Round(100 * time.Millisecond)
+	found := kindsOf(out)
+	if code != 1 || !slices.ContainsFunc(found, func(kind string) bool { return slices.Contains(r.finds, kind) }) {
+		t.Fatalf("it exits with %d after %v and has found %q: want 1, and one of %q\n%s", code, took, found, r.finds, shortened(out))
+	}
+	t.Logf("found out after %v: %s", took, strings.Join(found, ", "))
+}
+
+// crash runs the program without a rule, and returns what it says and its exit code.
+func crash(t *testing.T, program, broken string, seed int, flags ...string) (out string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second+grace)
+	defer cancel()
+	args := append([]string{"-seconds", strconv.Itoa(seconds), "-seed", strconv.Itoa(seed)}, flags...)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), breach.Variable+"="+broken)
+	cmd.WaitDelay = 5 * time.Second
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	err := cmd.Run()
+	var exited *exec.ExitError
+	if err != nil && !errors.As(err, &exited) || ctx.Err() != nil {
+		t.Fatalf("%v\n%s", errors.Join(err, ctx.Err()), shortened(said.String()))
+	}
+	return said.String(), cmd.ProcessState.ExitCode()
+}
+
+// kindsOf returns the classes and kinds of the anomalies that the program tells of, each once.
+func kindsOf(out string) (kinds []string) {
+	for line := range strings.Lines(out) {
+		rest, ok := strings.CutPrefix(line, "anomaly: ")
+		kind, _, _ := strings.Cut(rest, ":")
+		if ok && !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds
+}
+
+// shortened returns the end of what the program has said.
+func shortened(out string) string {
+	const most = 20_000
+	if len(out) > most {
+		return "..." + out[len(out)-most:]
+	}
+	return out
+}
