@@ -56,13 +56,15 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 	@bin/withservers go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./...
 	@set -e; for module in $(filter-out .,$(MODULES)); do \
 		echo "== $$module"; cd $$module; \
-		ONCEMILL_TEST_BACKLOG=$${ONCEMILL_TEST_BACKLOG:-200000} go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/testcontainers/(kafka(server)?|groupcommit|ordered|hostile)(/|$$)'); \
+		ONCEMILL_TEST_BACKLOG=$${ONCEMILL_TEST_BACKLOG:-200000} go test -count=1 -timeout 8m $(TESTFLAGS) $$(go list ./... | grep -vE '/(testcontainers/(kafka(server)?|groupcommit|ordered|hostile)|examples/crash)(/|$$)'); \
 		cd ..; \
 	done
 	@echo "== testcontainers, faults in batches$(if $(RACE), (with the race detector))"
 	@cd testcontainers && go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./groupcommit
 	@echo "== testcontainers, order under faults$(if $(RACE), (with the race detector))"
 	@cd testcontainers && go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./ordered
+	@echo "== examples, the crash suite on broken builds (10 minutes; ONCEMILL_TEST_CRASH=all: 35)"
+	@cd examples && go test -count=1 -timeout 70m $(TESTFLAGS) ./crash
 	@echo "== testcontainers, hostile messages$(if $(RACE), (with the race detector))"
 	@cd testcontainers && go test $(RACE) -count=1 -timeout 8m $(TESTFLAGS) ./hostile
 	@if [ "$$ONCEMILL_TEST_REQUIRE_KAFKA" = 1 ] || missing=$$(bin/withservers -kafka-available); then \

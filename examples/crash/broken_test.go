@@ -34,6 +34,9 @@ var seeds = []int{7, 8, 9}
 // The checker finds nothing in what this build does, and something in what it does without
 // one of the rules, on the same seeds.
 func TestTheCrashSuiteFindsBrokenBuilds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts servers: make test")
+	}
 	program := breakBuild(t)
 	for _, seed := range seeds {
 		t.Run("none on seed "+strconv.Itoa(seed), func(t *testing.T) { findNothing(t, program, seed) })
