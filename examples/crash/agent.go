@@ -73,7 +73,7 @@ func act(ctx context.Context, s setting) (err error) {
 	var pending sync.WaitGroup
 	defer pending.Wait()
 	slots := make(chan struct{}, agentCalls)
-	for n := max(1, last-againAfter); ctx.Err() == nil; n++ {
+	for n := max(1, last-againAfter); n <= last || ctx.Err() == nil; n++ {
 		if n > last {
 			if _, err := fmt.Fprintln(a.begun, n); err != nil {
 				return err

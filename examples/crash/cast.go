@@ -39,12 +39,12 @@ type pending struct {
 
 // places is how many there are in each role.
 var places = map[string]int{
-	roleProvider: 1, roleGuard: 2, roleRelay: 2, roleSingle: 2, roleBatch: 2, roleGuarded: 2,
+	roleProvider: 1, roleGuard: 2, roleRelay: 3, roleSingle: 2, roleBatch: 2, roleGuarded: 2,
 	roleDownstream: 2, roleClerk: 2, roleAgent: 2, roleProducer: 1,
 }
 
 const (
-	startLimit = 30 * time.Second // until all run
+	startLimit = 90 * time.Second // until all run
 	stopLimit  = 20 * time.Second
 	tryAgain   = 300 * time.Millisecond
 )
@@ -66,20 +66,24 @@ func (r *run) hireAll(ctx context.Context) (err error) {
 			}
 		}
 	}
+	return r.allRun(ctx)
+}
+
+// allRun waits until all parts are taken by processes that run.
+func (r *run) allRun(ctx context.Context) error {
 	limit := time.Now().Add(startLimit)
-	err = r.crew.Attend(ctx, func() (bool, error) {
+	return r.crew.Attend(ctx, func() (bool, error) {
 		for p, a := range r.cast {
-			if !a.running && p.role != roleProvider {
-				if time.Now().After(limit) {
-					return false, fmt.Errorf("%v does not run after %v", p, startLimit)
-				}
-				return false, nil
+			if a.running && !a.Killed() || p.role == roleProvider {
+				continue
 			}
+			if time.Now().After(limit) {
+				return false, fmt.Errorf("%v does not run after %v", p, startLimit)
+			}
+			return false, nil
 		}
 		return true, nil
 	})
-	r.ready = true
-	return err
 }
 
 // hire has a process take a part.
@@ -124,8 +128,6 @@ func (r *run) ended(child *crew.Child, err error) error {
 		}
 		if a.running {
 			r.find("end", fmt.Sprintf("%v has ended by itself: %v", p, err))
-		} else if !r.ready {
-			return fmt.Errorf("%v: %w", p, child.Misbehaved(err))
 		}
 		// One that is started while Postgres or the broker is away says so and ends, for
 		// whoever looks after it to start another one.
@@ -208,18 +210,17 @@ func (r *run) tell(a *actor) {
 	a.Stop()
 }
 
-// dismiss tells all in some roles to end, and waits until they have.
+// dismiss tells all in some roles to end, once all parts are taken, and waits until they
+// have.
 func (r *run) dismiss(ctx context.Context, roles ...string) error {
+	if err := r.allRun(ctx); err != nil {
+		return err
+	}
 	for _, p := range r.parts(roles...) {
 		a := r.cast[p]
 		delete(r.cast, p)
-		if a.running || p.role == roleProvider {
-			r.tell(a)
-		} else {
-			a.Kill()
-		}
+		r.tell(a)
 	}
-	r.due = slices.DeleteFunc(r.due, func(d pending) bool { return slices.Contains(roles, d.role) })
 	return r.crew.Attend(ctx, func() (bool, error) { return len(r.gone) == 0, nil })
 }
 

@@ -199,9 +199,6 @@ func (f *facts) judgeGuarded(v *verdict) {
 			v.find(unexplained, "guarded", []string{k.key}, "%s is in the provider's ledger, and was not wanted", k.key)
 		}
 	}
-	for _, t := range f.tokens {
-		v.find(unexplained, "tokens", []string{t[1]}, "%s", t[0])
-	}
 }
 
 func (f *facts) judgeEffect(v *verdict, k claimKey) {
@@ -259,6 +256,7 @@ func (f *facts) judgeRest(v *verdict) {
 			v.find(unexplained, "dead letters", []string{d.uuid}, "%s is a dead letter", d.uuid)
 		}
 	}
+	v.found = append(v.found, f.standing...)
 	if f.deadlocks > 0 {
 		v.found = append(v.found, deadlocked(f.deadlocks))
 	}

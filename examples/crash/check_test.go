@@ -89,7 +89,9 @@ func TestTheCheckerFinds(t *testing.T) {
 		{"a doubt that is not listed", func(f *facts) { delete(f.doubts, claimKey{mails, "m"}) }, unexplained, "guarded", "not listed"},
 		{"a message that is not parked", func(f *facts) { f.doubts[claimKey{mails, "m"}] = oncemill.InDoubt{} }, unexplained, "guarded", "not parked"},
 		{"an effect that nobody wanted", func(f *facts) { f.ledger[claimKey{mails, "x"}] = []entry{{Receipt: "1"}} }, unexplained, "guarded", "not wanted"},
-		{"a token that was used twice", func(f *facts) { f.tokens = [][2]string{{"m: twice", "m"}} }, unexplained, "tokens", "twice"},
+		{"a token that was used twice", func(f *facts) {
+			f.standing = []anomaly{{class: unexplained, kind: "tokens", what: "twice", keys: []string{"m"}}}
+		}, unexplained, "tokens", "twice"},
 		{"a row that is left", func(f *facts) { f.rows = []string{"x"} }, unexplained, "outbox", "left"},
 		{"a dead letter", func(f *facts) { f.dead = append(f.dead, delivered{uuid: "m"}) }, unexplained, "dead letters", "m is"},
 		{"a deadlock", func(f *facts) { f.deadlocks = 1 }, unexplained, "deadlock", "1 deadlocks"},

@@ -22,7 +22,7 @@ const (
 
 const (
 	keysOfClerk = 8
-	clerkPause  = 20 * time.Millisecond
+	clerkPause  = 10 * time.Millisecond
 )
 
 // clerk is a program with transactions of its own. It sends numbered messages by keys, of

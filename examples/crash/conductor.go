@@ -79,7 +79,6 @@ type run struct {
 	found []anomaly              // that are not of the checker's
 	early []anomaly              // that were found along the way
 	due   []pending              // processes to be started later
-	ready bool                   // all have run once
 
 	base    setting        // what all processes are told
 	faults  map[string]int // by kind

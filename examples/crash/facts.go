@@ -19,7 +19,7 @@ type facts struct {
 	notes       []note                    // of the clerks
 	settlements map[claimKey][]settlement
 	doubts      map[claimKey]oncemill.InDoubt
-	tokens      [][2]string          // attempts with a wrong token: what, and the key
+	standing    []anomaly            // that only Postgres can tell
 	ledger      map[claimKey][]entry // the provider's
 	rows        []string             // UUIDs in the outbox
 	order       []delivered          // the topic of the clerks' messages
@@ -158,15 +158,20 @@ func (f *facts) readTables(ctx context.Context, r *run) error {
 			f.rows = append(f.rows, uuid)
 			return err
 		},
-		tokensQuery: func(scan func(...any) error) error {
-			var t [2]string
-			err := scan(&t[0], &t[1])
-			f.tokens = append(f.tokens, t)
-			return err
-		},
 	} {
 		if err := r.each(ctx, query, read); err != nil {
 			return fmt.Errorf("%s: %w", query, err)
+		}
+	}
+	for _, c := range standing {
+		err := r.each(ctx, c.query, func(scan func(...any) error) error {
+			var what, key string
+			err := scan(&what, &key)
+			f.standing = append(f.standing, anomaly{class: c.class, kind: c.kind, what: what, keys: []string{key}})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.query, err)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -77,12 +78,21 @@ func (w *guardedWorker) handler(kind string) message.HandlerFunc {
 		case err != nil:
 			return nil, err
 		}
+		w.linger()
 		child := message.NewMessage(watermill.NewUUID(), []byte(receipt))
 		claim.OnSettle(func(ctx context.Context, tx oncemill.Tx) error {
 			_, err := tx.ExecContext(ctx, insertSettlement, kind, msg.UUID, receipt, child.UUID, claim.Token())
 			return err
 		})
 		return []*message.Message{child}, nil
+	}
+}
+
+// linger is what a handler still has to do now and then when its effect has been made: in
+// that time it may be frozen.
+func (w *guardedWorker) linger() {
+	if rand.IntN(5) == 0 {
+		time.Sleep(time.Duration(rand.IntN(700)) * time.Millisecond)
 	}
 }
 

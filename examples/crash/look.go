@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -20,7 +21,7 @@ const (
 // along shows how far things are, and looks for anomalies if the run is to end with one. It
 // returns whether it does.
 func (l *look) along(ctx context.Context) (found bool) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if time.Since(l.shown) >= showEvery {
 		l.shown = time.Now()
@@ -35,9 +36,9 @@ func (l *look) along(ctx context.Context) (found bool) {
 	}
 	l.looked = time.Now()
 	l.early = append(l.early, l.run.found...)
-	for _, c := range alongChecks {
+	for _, c := range slices.Concat(standing, along) {
 		var what, key string
-		if err := l.site.db.QueryRowContext(ctx, c.query).Scan(&what, &key); err == nil {
+		if err := l.site.db.QueryRowContext(ctx, c.query+` LIMIT 1`).Scan(&what, &key); err == nil {
 			l.early = append(l.early, anomaly{class: c.class, kind: c.kind, what: what, keys: []string{key}})
 		}
 	}
@@ -46,27 +47,6 @@ func (l *look) along(ctx context.Context) (found bool) {
 	}
 	return len(l.early) > 0
 }
-
-// alongChecks find what stays wrong whatever happens later, each with a query that returns
-// what, and the key.
-var alongChecks = []struct {
-	class class
-	kind  string
-	query string
-}{
-	{twice, "effects", `SELECT format('%s: %s effects of %s', key, count(*), consumer), key FROM effects GROUP BY consumer, key HAVING count(*) > 1 LIMIT 1`},
-	{twice, "arrivals", `SELECT format('%s: arrived %s times from %s', uuid, count(*), topic), uuid FROM arrivals GROUP BY topic, uuid HAVING count(*) > 1 LIMIT 1`},
-	{twice, "settlements", `SELECT format('%s: settled %s times', key, count(*)), key FROM settlements GROUP BY consumer, key HAVING count(*) > 1 LIMIT 1`},
-	{unexplained, "tokens", tokensQuery + ` LIMIT 1`},
-}
-
-// tokensQuery finds attempts whose token is not larger than that of the one before. Events
-// are in the order of ids within a key, since each change of a claim locks its row.
-const tokensQuery = `
-SELECT format('%s: an attempt has the token %s, and the one before %s', key, token, before), key FROM (
-	SELECT key, token, lag(token) OVER (PARTITION BY consumer, key ORDER BY id) AS before
-	FROM oncemill.events WHERE kind IN ('claimed', 'taken over')
-) AS attempts WHERE token <= before`
 
 func deadlocked(n int) anomaly {
 	return anomaly{class: unexplained, kind: "deadlock", what: fmt.Sprintf("Postgres has seen %d deadlocks: claims are made in one order", n)}

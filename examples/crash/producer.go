@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	publishers   = 32
+	publishers   = 64
 	guardedEvery = 10 // so many messages for Once to one for Guard
 	singleEvery  = 5  // so many messages for Once to one that is not for batches
-	lot          = 100
-	lotAgain     = 30 // of a lot are sent again at once, in another order
-	lotLate      = 5  // of an earlier lot are sent again
-	lotOld       = 5  // of those from before the run
+	lot          = 200
+	lotAgain     = 100 // of a lot are sent again at once, in another order
+	lotLate      = 5   // of an earlier lot are sent again
+	lotOld       = 5   // of those from before the run
 	lotsBack     = 64
 )
 
@@ -98,13 +98,12 @@ func (p *producer) send(ctx context.Context) {
 		now := p.newLot(n)
 		lots = append(lots, now)
 		jobs := append(now[:len(now):len(now)], p.repeated(lots)...)
-		for i, j := range jobs {
-			due := float64(n) + float64(i)/float64(len(jobs))
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(time.Until(begun.Add(time.Duration(due * lot / float64(p.Rate) * float64(time.Second))))):
-			}
+		select { // a lot comes all at once
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(begun.Add(time.Duration(n) * lot * time.Second / time.Duration(p.Rate)))):
+		}
+		for _, j := range jobs {
 			p.jobs <- j
 		}
 		lots = lots[max(0, len(lots)-lotsBack):]

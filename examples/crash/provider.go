@@ -100,7 +100,11 @@ func (p *provider) make(w http.ResponseWriter, r *http.Request) {
 func (p *provider) draw() (delay time.Duration, fate int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return time.Duration(p.draws.IntN(40)) * time.Millisecond, p.draws.IntN(100)
+	most := 40
+	if p.draws.IntN(10) == 0 {
+		most = 800
+	}
+	return time.Duration(p.draws.IntN(most)) * time.Millisecond, p.draws.IntN(100)
 }
 
 // write makes the effect.

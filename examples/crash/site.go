@@ -88,7 +88,7 @@ func (s *site) createDatabase(ctx context.Context) (err error) {
 	}
 	// For clerks: Oncemill limits its own transactions.
 	const limit = `ALTER DATABASE ` + database + ` SET idle_in_transaction_session_timeout = '3s'`
-	for _, create := range []string{createEffects, createArrivals, createNotes, createSettlements, limit} {
+	for _, create := range []string{createEffects, createArrivals, createNotes, createSettlements, createDeletedRows, limit} {
 		if _, err := s.db.ExecContext(ctx, create); err != nil {
 			return err
 		}
