@@ -66,7 +66,7 @@ func (f *facts) judge() (v verdict) {
 func (f *facts) judgeOnce(v *verdict) {
 	dead := make(map[string]bool)
 	for _, d := range f.dead {
-		dead[d.uuid] = true
+		dead[d.original()] = true
 	}
 	for _, consumer := range []string{single, batch} {
 		known := make(map[string]bool)
@@ -252,8 +252,8 @@ func (f *facts) judgeRest(v *verdict) {
 		once[uuid] = true
 	}
 	for _, d := range f.dead {
-		if !isOld(d.uuid) && !once[d.uuid] {
-			v.find(unexplained, "dead letters", []string{d.uuid}, "%s is a dead letter", d.uuid)
+		if uuid := d.original(); !isOld(uuid) && !once[uuid] {
+			v.find(unexplained, "dead letters", []string{uuid}, "%s is a dead letter", uuid)
 		}
 	}
 	v.found = append(v.found, f.standing...)

@@ -87,18 +87,22 @@ func (r *run) powerLosses() []fault {
 		return nil
 	}
 	return []fault{{"NATS node without power", "broker", func(ctx context.Context, s *strike) (string, error) {
-		node := nats.Nodes()[s.draws.IntN(natsNodes)]
+		stream := []string{"work", "events"}[s.draws.IntN(2)]
+		node, err := nats.Leader(ctx, stream)
+		if err != nil {
+			return "", err
+		}
 		store := filepath.Join(node.Dir(), "jetstream")
 		onDisk := store + ".disk"
 		if err := errors.Join(node.Freeze(), copyFiles(store, onDisk), node.Thaw()); err != nil {
 			return "", err
 		}
-		since := between(s.draws, time.Second, 3*time.Second)
+		since := between(s.draws, time.Second, 4*time.Second)
 		sleep(ctx, since)
 		if err := errors.Join(node.Kill(), os.RemoveAll(store), os.Rename(onDisk, store)); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("a node loses power, and what it has written in %v", since.Round(time.Millisecond)),
+		return fmt.Sprintf("the node with stream %s loses power, and what it has written in %v", stream, since.Round(time.Millisecond)),
 			errors.Join(node.Start(context.WithoutCancel(ctx)), nats.healthy(ctx))
 	}}}
 }
