@@ -217,8 +217,10 @@ func (f *facts) judgeEffect(v *verdict, k claimKey) {
 		v.find(twice, "guarded", []string{k.key}, "%s %s is in the provider's ledger %d times", k.consumer, k.key, made)
 	case len(f.settlements[k]) > 1:
 		v.find(twice, "settlements", []string{k.key}, "%s %s has been settled %d times", k.consumer, k.key, len(f.settlements[k]))
+	case !claimed && made == 0:
+		v.find(lost, "guarded", []string{k.key}, "%s %s was never claimed", k.consumer, k.key)
 	case !claimed:
-		wrong("has no claim; in the ledger %d times", made)
+		wrong("has no claim, and is in the provider's ledger")
 	case c.outcome == oncemill.Settled && made == 0:
 		wrong("is settled, and not in the provider's ledger")
 	case c.outcome == oncemill.Settled && k.consumer != guardConsumer && len(f.settlements[k]) == 0:

@@ -86,6 +86,8 @@ func TestTheCheckerFinds(t *testing.T) {
 		}, twice, "settlements", "2 times"},
 		{"a charge that is settled and was not made", func(f *facts) { delete(f.ledger, claimKey{charges, "c"}) }, unexplained, "guarded", "not in the provider's ledger"},
 		{"a call that failed and was made", func(f *facts) { f.ledger[claimKey{guardConsumer, "call"}] = []entry{{Receipt: "1"}} }, unexplained, "guarded", "has failed, and"},
+		{"a mail that nobody has claimed", func(f *facts) { delete(f.claims, claimKey{mails, "m"}) }, lost, "guarded", "never claimed"},
+		{"a charge without claim", func(f *facts) { delete(f.claims, claimKey{charges, "c"}) }, unexplained, "guarded", "has no claim, and is in"},
 		{"a doubt that is not listed", func(f *facts) { delete(f.doubts, claimKey{mails, "m"}) }, unexplained, "guarded", "not listed"},
 		{"a message that is not parked", func(f *facts) { f.doubts[claimKey{mails, "m"}] = oncemill.InDoubt{} }, unexplained, "guarded", "not parked"},
 		{"an effect that nobody wanted", func(f *facts) { f.ledger[claimKey{mails, "x"}] = []entry{{Receipt: "1"}} }, unexplained, "guarded", "not wanted"},
