@@ -1,10 +1,11 @@
 package main
 
 import (
-	"encoding/xml"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/oncemill/oncemill/examples/internal/chart"
 )
 
 // Of the chart, in pixels.
@@ -23,8 +24,8 @@ const (
 func draw(on setup, results []result) string {
 	var body strings.Builder
 	y := margin
-	text(&body, margin, y+16, `font-size="18" font-weight="bold"`, "Oncemill beside what people run without it")
-	text(&body, margin, y+36, `fill="#555"`, fmt.Sprintf("%s, %s, a write to disk %s%s; medians", on.machine, on.postgres, on.flush, on.latency))
+	chart.Text(&body, margin, y+16, `font-size="18" font-weight="bold"`, "Oncemill beside what people run without it")
+	chart.Text(&body, margin, y+36, `fill="#555"`, fmt.Sprintf("%s, %s, a write to disk %s%s; medians", on.machine, on.postgres, on.flush, on.latency))
 	y += 48
 	for _, group := range []string{handling, bare, relaying, delays} {
 		members := slices.DeleteFunc(slices.Clone(results), func(r result) bool { return r.group != group })
@@ -32,14 +33,11 @@ func draw(on setup, results []result) string {
 			y = drawGroup(&body, y, group, members)
 		}
 	}
-	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13">
-<rect width="100%%" height="100%%" fill="white"/>
-%s</svg>
-`, chartWidth, y+margin, chartWidth, y+margin, body.String())
+	return chart.Document(chartWidth, y+margin, body.String())
 }
 
 func drawGroup(body *strings.Builder, y int, group string, members []result) (below int) {
-	text(body, margin, y+30, `font-weight="bold"`, group)
+	chart.Text(body, margin, y+30, `font-weight="bold"`, group)
 	y += headHeight
 	most := 0.0
 	for _, r := range members {
@@ -62,17 +60,7 @@ func drawBar(body *strings.Builder, y int, r result, most float64) {
 	if r.ours() {
 		colour = "#2f6fde"
 	}
-	text(body, left-8, y+15, `text-anchor="end"`, r.name)
-	fmt.Fprintf(body, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"><title>%s</title></rect>\n", left, y, width, barHeight, colour, escaped(r.about))
-	text(body, left+int(width)+8, y+15, "", r.format(r.value()))
-}
-
-func text(body *strings.Builder, x, y int, attributes, content string) {
-	fmt.Fprintf(body, "<text x=\"%d\" y=\"%d\" %s>%s</text>\n", x, y, attributes, escaped(content))
-}
-
-func escaped(s string) string {
-	var out strings.Builder
-	_ = xml.EscapeText(&out, []byte(s)) // of a Builder, which takes everything
-	return out.String()
+	chart.Text(body, left-8, y+15, `text-anchor="end"`, r.name)
+	fmt.Fprintf(body, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"><title>%s</title></rect>\n", left, y, width, barHeight, colour, chart.Escaped(r.about))
+	chart.Text(body, left+int(width)+8, y+15, "", r.format(r.value()))
 }
