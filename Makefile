@@ -118,6 +118,17 @@ bench-guard: ## Measure the guard beside SafeAgent's server and bare SQL (needs 
 	@echo "building the benchmark, which takes a minute the first time ..."
 	@cd examples && go run ./bench-guard $(BENCHFLAGS)
 
+# make soak MINUTES=60 CSV=docs/soak.csv SVG=docs/soak.svg
+MINUTES ?= 10
+CSV ?= bin/soak.csv
+
+.PHONY: soak
+soak: SVG = bin/soak.svg
+soak: ## Run at 70% of capacity and watch what must not grow (MINUTES=10 CSV=... SVG=...)
+	@echo "building the soak, which takes a minute the first time ..."
+	@mkdir -p $(dir $(abspath $(CSV))) $(dir $(abspath $(SVG)))
+	@cd examples && go run ./soak -duration $(MINUTES)m -csv $(abspath $(CSV)) -svg $(abspath $(SVG)) $(SOAKFLAGS)
+
 .PHONY: test-short
 test-short: ## Run the tests that need no server
 	@for module in $(MODULES); do [ $$module = testcontainers ] || dirs="$$dirs $$module"; done; \
