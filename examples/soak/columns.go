@@ -17,6 +17,9 @@ type column struct {
 	fills time.Duration
 }
 
+// aSecond is the slack that is as much as the rate.
+const aSecond = -1
+
 // warmUp is when pools and caches are full, and autovacuum has come once.
 const warmUp = time.Minute
 
@@ -27,12 +30,12 @@ const purgeMargin = 5 * time.Minute
 // megabytes of 2^20 bytes.
 var columns = slices.Concat([]column{
 	{name: "seconds"},
-	{name: "sent"},                   // messages that the broker has stored
-	{name: "effects"},                // of them
-	{name: "arrivals"},               // downstream
-	{name: "rate"},                   // effects a second, since the sample before
-	{name: "drift", slack: -1},       // messages sent that have no effect yet
-	{name: "undelivered", slack: -1}, // effects whose child has not arrived yet
+	{name: "sent"},                        // messages that the broker has stored
+	{name: "effects"},                     // of them
+	{name: "arrivals"},                    // downstream
+	{name: "rate"},                        // effects a second, since the sample before
+	{name: "drift", slack: aSecond},       // messages sent that have no effect yet
+	{name: "undelivered", slack: aSecond}, // effects whose child has not arrived yet
 	{name: "outbox_rows"},
 	{name: "p50_ms"}, {name: "p99_ms"}, // from the producer to the arrival of the child
 	{name: "claims_mb", slack: 16, fills: retention + purgeMargin}, // with indexes

@@ -38,7 +38,7 @@ func judge(s *samples, duration time.Duration, rate float64) (all []finding) {
 			continue
 		}
 		f := finding{column: c, slack: c.slack, early: duration/4 < max(c.fills, warmUp)}
-		if f.slack < 0 {
+		if f.slack == aSecond {
 			f.slack = rate
 		}
 		f.second, f.last = quarter(s, c.name, duration, 1), quarter(s, c.name, duration, 3)
