@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"time"
 )
 
@@ -57,4 +58,10 @@ func Columns() (names []string) {
 		names = append(names, c.name)
 	}
 	return names
+}
+
+// Parse is parse.
+func Parse(args []string) error {
+	_, err := parse(args, io.Discard)
+	return err
 }

@@ -38,9 +38,9 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	if o.svg != "" { // an hour is too long to find that out
-		if _, err := os.Stat(filepath.Dir(o.svg)); err != nil {
-			return o, fmt.Errorf("-svg is %q: %w", o.svg, err)
+	for flag, file := range map[string]string{"-csv": o.csv, "-svg": o.svg} { // an hour is too long to find that out
+		if _, err := os.Stat(filepath.Dir(file)); err != nil {
+			return o, fmt.Errorf("%s is %q: make the directory first: %w", flag, file, err)
 		}
 	}
 	switch {

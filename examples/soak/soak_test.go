@@ -93,14 +93,16 @@ func TestArgumentsThatAreWrong(t *testing.T) {
 		"-every is 1ms: must be at least":    {"-every=1ms"},
 		"-capacity is 1s: must be at least":  {"-capacity=1s"},
 		"-rate is -3: must be from":          {"-rate=-3"},
-		`-svg is "/nowhere/chart.svg"`:       {"-svg=/nowhere/chart.svg"},
-		"open /nowhere/soak.csv: no such":    {"-csv=/nowhere/soak.csv"},
+		`-svg is "/nowhere/chart.svg": make`: {"-svg=/nowhere/chart.svg"},
+		`-csv is "/nowhere/soak.csv": make`:  {"-csv=/nowhere/soak.csv"},
 		`"now" is no flag`:                   {"now"},
 		"flag provided but not defined: -xx": {"-xx=1"},
 	} {
-		d := demotest.Start(t, nil, args...)
-		if code := d.ExitCode(); code == 0 || !strings.Contains(d.Stderr.String(), want) || d.Stdout.Len() > 0 {
-			t.Errorf("%q: exit status %d, %q and %q", args, code, d.Stdout.String(), d.Stderr.String())
+		if err := main.Parse(args); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", args, err, want)
 		}
+	}
+	if err := main.Parse(nil); err != nil {
+		t.Errorf("without arguments: %v", err)
 	}
 }
