@@ -11,6 +11,7 @@ import (
 
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
+	"github.com/oncemill/oncemill/consumers"
 	"github.com/oncemill/oncemill/consumers/jetstream"
 	"github.com/oncemill/oncemill/examples/internal/streams"
 	"github.com/oncemill/oncemill/testcontainers/natsserver"
@@ -102,7 +103,8 @@ func (c *cluster) read(ctx context.Context, topic string) (all []delivered, err 
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, delivered{uuid: msg.Headers().Get(jetstream.UUIDHeader), payload: string(msg.Data())})
+		uuid := cmp.Or(msg.Headers().Get(consumers.DeadUUID), msg.Headers().Get(jetstream.UUIDHeader))
+		all = append(all, delivered{uuid: uuid, payload: string(msg.Data())})
 	}
 	return all, nil
 }

@@ -38,8 +38,8 @@ type servers interface {
 
 // A delivered message is one in a topic.
 type delivered struct {
-	uuid, payload string
-	partition     int
+	uuid    string // of a dead letter, which has its own, that of the message that was given up
+	payload string
 }
 
 // original is the UUID of what became a dead letter, which has one of its own: the producer
