@@ -49,6 +49,15 @@ demo-payment: ## The same for 1,000 card payments, by a Stripe of our own (MESSA
 	@echo "building the demo, which takes a minute the first time ..."
 	@cd examples && go run ./effects -kind payment $(if $(MESSAGES),-messages $(MESSAGES))
 
+# make crash SECONDS=300 SEED=7; without SEED one is drawn, and printed.
+SECONDS ?=
+SEED ?=
+
+.PHONY: crash
+crash: ## Look for lost and doubled effects while everything fails (SECONDS=60 SEED=7 BROKER=nats|kafka)
+	@echo "building the crash suite, which takes a minute the first time ..."
+	@cd examples && go run ./crash $(if $(SECONDS),-seconds $(SECONDS)) $(if $(SEED),-seed $(SEED)) $(if $(BROKER),-broker $(BROKER))
+
 .PHONY: test
 test: bin/withservers ## Run all tests, on the servers that it starts
 	@echo "== root module$(if $(RACE),, (without the race detector: install a C compiler))"

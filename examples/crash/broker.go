@@ -21,8 +21,11 @@ type broker interface {
 
 // connect connects a process to the broker.
 func (s setting) connect() (broker, error) {
-	if s.Broker == "nats" {
+	switch s.Broker {
+	case "nats":
 		return connectNATS(s)
+	case "kafka":
+		return connectKafka(s)
 	}
 	return nil, fmt.Errorf("there is no broker %q", s.Broker)
 }

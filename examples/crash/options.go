@@ -43,6 +43,8 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		return o, fmt.Errorf("-rate is %d: must be from 10 to 10000 messages a second", o.rate)
 	case brokers[o.broker] == nil:
 		return o, fmt.Errorf("-broker is %q: must be nats or kafka", o.broker)
+	case o.profile.replicas > 0 && o.broker != "nats":
+		return o, fmt.Errorf("-profile %s is of the streams of NATS: leave -broker out", o.profile.name)
 	}
 	if o.seed == 0 {
 		o.seed = uint64(time.Now().UnixNano()) % 1_000_000

@@ -51,7 +51,8 @@ const forUUID = "for "
 
 // brokers start a broker, by its name.
 var brokers = map[string]func(ctx context.Context, out io.Writer) (servers, error){
-	"nats": startNATS,
+	"nats":  startNATS,
+	"kafka": startKafka,
 }
 
 const database = "crash"
