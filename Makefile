@@ -56,7 +56,7 @@ SEED ?=
 .PHONY: crash
 crash: ## Look for lost and doubled effects while everything fails (SECONDS=60 SEED=7 BROKER=nats|kafka)
 	@echo "building the crash suite, which takes a minute the first time ..."
-	@cd examples && go run ./crash $(if $(SECONDS),-seconds $(SECONDS)) $(if $(SEED),-seed $(SEED)) $(if $(BROKER),-broker $(BROKER))
+	@cd examples && go run ./crash $(if $(SECONDS),-seconds $(SECONDS)) $(if $(SEED),-seed $(SEED)) $(if $(BROKER),-broker $(BROKER)) $(if $(PROFILE),-profile $(PROFILE))
 
 .PHONY: test
 test: bin/withservers ## Run all tests, on the servers that it starts

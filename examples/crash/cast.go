@@ -27,7 +27,6 @@ type actor struct {
 	running bool
 	frozen  bool
 	stopped time.Time // when it was told to end
-	cause   string    // why the one before has ended
 }
 
 // A pending part is to be taken at a time.

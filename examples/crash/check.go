@@ -66,7 +66,7 @@ func (f *facts) judge() (v verdict) {
 func (f *facts) judgeOnce(v *verdict) {
 	dead := make(map[string]bool)
 	for _, d := range f.dead {
-		dead[d.original()] = true
+		dead[d.uuid] = true
 	}
 	for _, consumer := range []string{single, batch} {
 		known := make(map[string]bool)
@@ -254,7 +254,7 @@ func (f *facts) judgeRest(v *verdict) {
 		once[uuid] = true
 	}
 	for _, d := range f.dead {
-		if uuid := d.original(); !isOld(uuid) && !once[uuid] {
+		if uuid := d.uuid; !isOld(uuid) && !once[uuid] {
 			v.find(unexplained, "dead letters", []string{uuid}, "%s is a dead letter", uuid)
 		}
 	}

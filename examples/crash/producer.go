@@ -154,7 +154,7 @@ func (p *producer) repeated(lots [][]job) (all []job) {
 // publish sends a message until the broker has it.
 func (p *producer) publish(j job) {
 	for try := 1; ; try++ {
-		msg := message.NewMessage(j.uuid, []byte(forUUID+j.uuid))
+		msg := message.NewMessage(j.uuid, []byte("for "+j.uuid))
 		if !j.origin.IsZero() {
 			msg.Metadata.Set(outbox.OriginMetadata, j.origin.UTC().Format(time.RFC3339Nano))
 		}

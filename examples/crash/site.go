@@ -42,13 +42,6 @@ type delivered struct {
 	payload string
 }
 
-// original is the UUID of what became a dead letter, which has one of its own: the producer
-// has written it into the payload too.
-func (d delivered) original() string { return strings.TrimPrefix(d.payload, forUUID) }
-
-// forUUID is what a payload says before the UUID.
-const forUUID = "for "
-
 // brokers start a broker, by its name.
 var brokers = map[string]func(ctx context.Context, out io.Writer) (servers, error){
 	"nats":  startNATS,
