@@ -33,8 +33,8 @@ func leaseMargin(lease time.Duration) time.Duration { return min(lease/10, 5*tim
 //     See ClaimOptions.KeyLifetime and Resolver;
 //   - ErrKeyReused, ErrTooOld, ErrNoKey: the message is at fault.
 //
-// After any other error, such as ErrUnavailable, the key may be claimed all the
-// same; Claim tries for a few seconds to release it. If it cannot, the claim will be
+// A claim that has not been sent when ctx ends is not made. After any other error, such as
+// ErrUnavailable, the key may be claimed all the same; Claim tries for a few seconds to release it. If it cannot, the claim will be
 // in doubt after its lease, though no effect was begun.
 func (c *Consumer) Claim(ctx context.Context, key string, opts ClaimOptions) (*Claim, error) {
 	called := time.Now()
@@ -84,7 +84,7 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 	defer stop()
 	d.opts.Lease = orDefault(d.opts.Lease, in.Lease)
 	if in.sharesStatements() && d.opts.Origin.IsZero() {
-		claim, ambiguous := in.claimShared(work, c, d)
+		claim, ambiguous := in.claimShared(ctx, work, c, d)
 		if claim != nil {
 			return in.inTime(ctx, d, claim)
 		}
@@ -95,10 +95,12 @@ func (in *Inbox) claimGuarded(ctx context.Context, c *Consumer, d *delivered) (*
 	return in.claimAlone(ctx, work, c, d)
 }
 
+// claimAlone claims a key in a transaction of its own, unless ctx ends before the claim is
+// sent.
 func (in *Inbox) claimAlone(ctx, work context.Context, c *Consumer, d *delivered) (*Claim, *Error) {
 	// As in once: a claim that is gone when it is looked at was just released.
 	for range 3 {
-		claim, err, refused := in.tryClaim(work, c, d)
+		claim, err, refused := in.tryClaim(ctx, work, c, d)
 		switch {
 		case err != nil && claim != nil: // nobody knows whether it is committed
 			if !d.repeatable() {
@@ -135,8 +137,11 @@ func (in *Inbox) inTime(ctx context.Context, d *delivered, claim *Claim) (*Claim
 
 // tryClaim is one transaction. Without a claim, a refusal and an error, the key was
 // taken and then free again.
-func (in *Inbox) tryClaim(work context.Context, c *Consumer, d *delivered) (claim *Claim, failed *Error, refused error) {
-	failed = in.guarded(work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
+func (in *Inbox) tryClaim(ctx, work context.Context, c *Consumer, d *delivered) (claim *Claim, failed *Error, refused error) {
+	failed = in.guardedFor(ctx, work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		start := time.Now() // before the lease begins
 		taken, err := g.take()
 		if err == nil && taken == nil {

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -44,13 +45,14 @@ type groups struct {
 // grouped is a claim to be made, or to be settled.
 type grouped struct {
 	d      *delivered
+	caller context.Context // it is withdrawn if that ends before it is sent
 	settle bool
 	token  int64 // of the claim to be settled
 	result []byte
 
 	sent, gone bool // at most one of them, guarded by groups.mu
 
-	done    chan struct{} // closed when there is an outcome
+	done    chan struct{} // closed when nothing more is done for it
 	outcome outcome
 }
 
@@ -65,7 +67,8 @@ type outcome struct {
 // sharesStatements reports whether claims are to.
 func (in *Inbox) sharesStatements() bool { return in.ClaimBatch > 1 }
 
-// share has m worked on together with others, and waits for that, or until work ends.
+// share has m worked on together with others, and waits for that: until its caller has gone
+// if it is not sent by then, and else until work ends.
 func (in *Inbox) share(work context.Context, m *grouped) outcome {
 	m.done = make(chan struct{})
 	g := &in.groups
@@ -75,6 +78,7 @@ func (in *Inbox) share(work context.Context, m *grouped) outcome {
 	g.mu.Unlock()
 	slow := time.NewTimer(slowStatement)
 	defer slow.Stop()
+	left := m.caller.Done()
 	for {
 		select {
 		case <-m.done:
@@ -83,6 +87,11 @@ func (in *Inbox) share(work context.Context, m *grouped) outcome {
 			g.mu.Lock()
 			in.openLane(groupLanes)
 			g.mu.Unlock()
+		case <-left:
+			if g.leave(m) {
+				return outcome{}
+			}
+			left = nil
 		case <-work.Done():
 			return outcome{ambiguous: !g.leave(m)}
 		}
@@ -97,23 +106,39 @@ func (in *Inbox) openLane(most int) {
 	}
 }
 
-// leave reports whether nothing will be done for m, since it was not sent yet.
+// leave reports whether nothing will be done for m, since it was not sent yet. Then it does
+// not take the place of others either: more may leave than are served.
 func (g *groups) leave(m *grouped) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	m.gone = !m.sent
+	if i := slices.Index(g.waiting, m); m.gone && i >= 0 {
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+	}
 	return m.gone
 }
 
-// send reports whether m is sent, because it has not left, and then has add read it. A
-// caller that has left may use again what it has given.
+// send reports whether m is sent, because its caller is still there, and then has add read
+// it. A caller that has left may use again what it has given.
 func (g *groups) send(m *grouped, add func()) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	m.gone = m.gone || m.caller.Err() != nil
 	if m.sent = !m.gone; m.sent {
 		add()
 	}
 	return m.sent
+}
+
+// tell ends the wait for m. If it was not sent it never is, however late the statement still
+// may be: its turn comes alone.
+func (g *groups) tell(m *grouped, o outcome) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m.gone = !m.sent; m.sent {
+		m.outcome = o
+	}
+	close(m.done)
 }
 
 // runLane works until nobody waits any more.
@@ -131,8 +156,7 @@ func (in *Inbox) runLane() {
 		g.mu.Unlock()
 		outcomes := in.runGroup(members)
 		for i, m := range members {
-			m.outcome = outcomes[i]
-			close(m.done)
+			g.tell(m, outcomes[i])
 		}
 	}
 }
@@ -273,14 +297,20 @@ type groupArg struct {
 const groupArgs = 2 + claimColumns + endColumns
 
 func (a groupArg) Value() (driver.Value, error) {
-	if a.i == 0 {
-		a.q.tries++
-	}
 	if a.q.args == nil {
 		a.q.send()
 	}
+	if len(a.q.claimAt)+len(a.q.endAt) == 0 {
+		return nil, errNobody
+	}
+	if a.i == 0 {
+		a.q.tries++
+	}
 	return a.q.args[a.i], nil
 }
+
+// errNobody keeps a statement from being sent that would do nothing.
+var errNobody = errors.New("all callers have gone")
 
 // send makes the arguments. One key that has to wait makes all others wait, so it does
 // not wait here for as long as it will alone.
@@ -368,15 +398,15 @@ func arrays(columns []pgarray.Array) (args []string) {
 }
 
 // claimShared claims a key together with others. Without a claim it has to be claimed
-// alone: it may be taken, or the statement has failed. ambiguous means that it may have
-// been claimed, which claiming it again will show.
-func (in *Inbox) claimShared(work context.Context, c *Consumer, d *delivered) (claim *Claim, ambiguous bool) {
+// alone: it may be taken, the statement has failed, or ctx has ended before. ambiguous means
+// that it may have been claimed, which claiming it again will show.
+func (in *Inbox) claimShared(ctx, work context.Context, c *Consumer, d *delivered) (claim *Claim, ambiguous bool) {
 	if d.opts.Nonce == nil {
 		d.opts.Nonce, d.ownNonce = make([]byte, leastNonce), true
 		_, _ = rand.Read(d.opts.Nonce) // it never fails
 	}
 	start := time.Now() // before the lease begins
-	o := in.share(work, &grouped{d: d})
+	o := in.share(work, &grouped{d: d, caller: ctx})
 	if o.taken == nil {
 		return nil, o.ambiguous
 	}
@@ -386,5 +416,5 @@ func (in *Inbox) claimShared(work context.Context, c *Consumer, d *delivered) (c
 // settleShared settles a claim together with others. If it reports false the claim has to
 // be settled alone, which will say why.
 func (c *Claim) settleShared(work context.Context, result []byte) bool {
-	return c.consumer.in.share(work, &grouped{d: c.d, settle: true, token: c.token, result: result}).ended
+	return c.consumer.in.share(work, &grouped{d: c.d, caller: work, settle: true, token: c.token, result: result}).ended
 }

@@ -42,14 +42,20 @@ var guardStatements = []string{
 // guarded runs step in a transaction that outlives its caller's context, and then
 // what step returns, if anything, as a lent transaction. Both commit together.
 func (in *Inbox) guarded(work context.Context, d *delivered, op Op, step func(g *guardTx) (lent func(context.Context, Tx) error, err error)) *Error {
+	return in.guardedFor(work, work, d, op, step)
+}
+
+// guardedFor is guarded for a step that nobody wants any more if caller ends while it waits
+// for a connection.
+func (in *Inbox) guardedFor(caller, work context.Context, d *delivered, op Op, step func(g *guardTx) (lent func(context.Context, Tx) error, err error)) *Error {
 	for _, query := range guardStatements {
-		if _, err := in.sql.prepare(work, query); err != nil {
-			return d.failed(op, drainedOr(work, err))
+		if _, err := in.sql.prepareFor(caller, work, query); err != nil {
+			return d.failed(op, goneOr(caller, work, err))
 		}
 	}
-	t, err := begin(work, in.DB)
+	t, err := begin(caller, in.DB)
 	if err != nil {
-		return d.failed(OpBegin, drainedOr(work, err))
+		return d.failed(OpBegin, goneOr(caller, work, err))
 	}
 	defer t.close(work)
 	g := &guardTx{in: in, ctx: work, tx: t.tx, d: d}

@@ -80,9 +80,10 @@ func isOwn(err error) bool {
 //
 // fn must write through tx, or through what TxFromContext finds in its context,
 // and return an error where it wants nothing of it to last. Its context carries
-// the values of ctx. When ctx is cancelled, fn may go on for DrainTimeout; when
-// ctx runs into its deadline, fn's context ends at once. If fn panics, the
-// transaction is rolled back and the panic goes on.
+// the values of ctx. When ctx is cancelled, fn may go on for DrainTimeout, and
+// does not begin while it still waits for a connection; when ctx runs into its
+// deadline, fn's context ends at once. If fn panics, the transaction is rolled
+// back and the panic goes on.
 func (c *Consumer) Once(ctx context.Context, key string, fn func(ctx context.Context, tx Tx) error) error {
 	return c.OnceWith(ctx, key, ClaimOptions{}, fn)
 }
@@ -160,7 +161,7 @@ func (in *Inbox) onceAlone(ctx context.Context, d *delivered, fn func(context.Co
 	// A claim that is gone when it is looked at was purged or removed by hand
 	// just then; it can hardly happen twice in a row.
 	for range 3 {
-		duplicate, gone, err := in.attempt(work, d, fn)
+		duplicate, gone, err := in.attempt(ctx, work, d, fn)
 		if err != nil || !gone {
 			return duplicate, err
 		}
@@ -221,16 +222,16 @@ func (in *Inbox) outlive(ctx context.Context) (work context.Context, stop func()
 	}
 }
 
-// attempt is one transaction: begin, claim, run, commit. gone means that the
-// key was taken and then free again.
-func (in *Inbox) attempt(work context.Context, d *delivered, fn func(context.Context, Tx) error) (duplicate, gone bool, failed *Error) {
+// attempt is one transaction: begin, claim, run, commit. It does not begin when ctx has
+// ended. gone means that the key was taken and then free again.
+func (in *Inbox) attempt(ctx, work context.Context, d *delivered, fn func(context.Context, Tx) error) (duplicate, gone bool, failed *Error) {
 	stmts, err := in.prepareClaim(work)
 	if err != nil {
 		return false, false, d.failed(OpClaim, drainedOr(work, err))
 	}
-	t, err := begin(work, in.DB)
+	t, err := begin(ctx, in.DB)
 	if err != nil {
-		return false, false, d.failed(OpBegin, drainedOr(work, err))
+		return false, false, d.failed(OpBegin, goneOr(ctx, work, err))
 	}
 	defer t.close(work)
 	c, err := in.claim(work, t.tx, stmts, d)
@@ -372,6 +373,14 @@ func sameTransaction(ctx context.Context, tx *sql.Tx, xid string, failed bool) e
 		return fmt.Errorf("%w (it was done through Raw or StmtContext: the claim may be committed without its effects)", ErrTxControl)
 	}
 	return nil
+}
+
+// goneOr is drainedOr for what has not begun, and does not when its caller has gone.
+func goneOr(caller, work context.Context, err error) error {
+	if gone := caller.Err(); err != nil && gone != nil && context.Cause(work) == nil && !errors.Is(err, gone) {
+		return fmt.Errorf("%w: %w", gone, err)
+	}
+	return drainedOr(work, err)
 }
 
 // drainedOr replaces what a cancelled context made of an error by the reason

@@ -51,22 +51,32 @@ func (s *statements) in(query string) string {
 // prepare returns query prepared. It may take a connection from the pool, so a
 // caller must not hold one yet: with a pool of one that would never end.
 func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, error) {
-	return s.prepareText(ctx, query, s.in(query))
+	return s.prepareFor(ctx, ctx, query)
+}
+
+// prepareFor is prepare for a caller that may go. What it has begun to prepare goes on until
+// work ends: it is for all who come later.
+func (s *statements) prepareFor(caller, work context.Context, query string) (*sql.Stmt, error) {
+	return s.prepareText(caller, work, query, s.in(query))
 }
 
 // prepareText has each query prepared once, also where several want it at a time: a
 // statement that is too many has to be closed, and database/sql holds the lock of all the
 // DB while the server is asked to. Through a pooler whose sessions are all in transactions,
 // which need that lock to go on, the server would never answer.
-func (s *statements) prepareText(ctx context.Context, query, text string) (*sql.Stmt, error) {
+func (s *statements) prepareText(caller, work context.Context, query, text string) (*sql.Stmt, error) {
 	for {
 		s.mu.Lock()
 		stmt, preparing := s.prepared[query], s.preparing[query]
+		if stmt == nil && caller.Err() != nil {
+			s.mu.Unlock()
+			return nil, context.Cause(caller)
+		}
 		if stmt == nil && preparing == nil {
 			done := make(chan struct{})
 			s.preparing[query] = done
 			s.mu.Unlock()
-			return s.prepareOnce(ctx, query, text, done)
+			return s.prepareOnce(work, query, text, done)
 		}
 		s.mu.Unlock()
 		if stmt != nil {
@@ -74,8 +84,7 @@ func (s *statements) prepareText(ctx context.Context, query, text string) (*sql.
 		}
 		select {
 		case <-preparing:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case <-caller.Done(): // seen above
 		}
 	}
 }
@@ -127,7 +136,7 @@ func (s *statements) prepareWanted(ctx context.Context, deferring bool) {
 	s.wanted = nil
 	s.mu.Unlock()
 	for _, query := range wanted {
-		if _, err := s.prepareText(ctx, query, query); err != nil || !deferring {
+		if _, err := s.prepareText(ctx, ctx, query, query); err != nil || !deferring {
 			continue
 		}
 		w := describe(ctx, s.db, query)
