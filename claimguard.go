@@ -139,9 +139,6 @@ func (in *Inbox) inTime(ctx context.Context, d *delivered, claim *Claim) (*Claim
 // taken and then free again.
 func (in *Inbox) tryClaim(ctx, work context.Context, c *Consumer, d *delivered) (claim *Claim, failed *Error, refused error) {
 	failed = in.guardedFor(ctx, work, d, OpClaim, func(g *guardTx) (func(context.Context, Tx) error, error) {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
 		start := time.Now() // before the lease begins
 		taken, err := g.take()
 		if err == nil && taken == nil {

@@ -15,6 +15,13 @@ func Waiting(in *Inbox) int {
 	return len(in.lane.queue) + len(in.lane.lines)
 }
 
+// Queued returns how many claims and settlements wait for a shared statement.
+func Queued(in *Inbox) int {
+	in.groups.mu.Lock()
+	defer in.groups.mu.Unlock()
+	return len(in.groups.waiting)
+}
+
 // PurgePause is how long a purge waits after a full batch, which took a while, has gone
 // through a span of the claims' time, and is behind.
 func PurgePause(took, span, behind, keep time.Duration) time.Duration {

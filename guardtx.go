@@ -46,21 +46,24 @@ func (in *Inbox) guarded(work context.Context, d *delivered, op Op, step func(g 
 }
 
 // guardedFor is guarded for a step that nobody wants any more if caller ends while it waits
-// for a connection.
+// to be sent.
 func (in *Inbox) guardedFor(caller, work context.Context, d *delivered, op Op, step func(g *guardTx) (lent func(context.Context, Tx) error, err error)) *Error {
 	for _, query := range guardStatements {
 		if _, err := in.sql.prepareFor(caller, work, query); err != nil {
-			return d.failed(op, goneOr(caller, work, err))
+			return d.notBegun(caller, work, op, err)
 		}
 	}
 	t, err := begin(caller, in.DB)
 	if err != nil {
-		return d.failed(OpBegin, goneOr(caller, work, err))
+		return d.notBegun(caller, work, OpBegin, err)
 	}
 	defer t.close(work)
 	g := &guardTx{in: in, ctx: work, tx: t.tx, d: d}
 	var synchronous, idle string
 	err = g.row(durableSQL, milliseconds(in.IdleTimeout)).Scan(&synchronous, &idle, &g.xid)
+	if gone := caller.Err(); err == nil && gone != nil {
+		return d.notBegun(caller, work, op, gone)
+	}
 	var lent func(context.Context, Tx) error
 	if err == nil {
 		lent, err = step(g)

@@ -169,6 +169,21 @@ func (in *Inbox) onceAlone(ctx context.Context, d *delivered, fn func(context.Co
 	return false, d.failed(OpClaim, ErrInFlight)
 }
 
+// notBegun is for what came to nothing before a statement about the key was sent: because of
+// err, or because the caller has gone, which is no outage.
+func (d *delivered) notBegun(caller, work context.Context, op Op, err error) *Error {
+	switch gone := caller.Err(); {
+	case gone == nil || context.Cause(work) != nil:
+		return d.failed(op, drainedOr(work, err))
+	case errors.Is(gone, context.Canceled):
+		return d.failed(OpKey, gone)
+	case errors.Is(err, gone):
+		return d.failed(op, err)
+	default: // work is about to end as well
+		return d.failed(op, fmt.Errorf("%w: %w", gone, err))
+	}
+}
+
 // enterable checks what needs no database.
 func (d *delivered) enterable(ctx context.Context, options error) *Error {
 	_, nested := txn.From(ctx)
@@ -231,7 +246,7 @@ func (in *Inbox) attempt(ctx, work context.Context, d *delivered, fn func(contex
 	}
 	t, err := begin(ctx, in.DB)
 	if err != nil {
-		return false, false, d.failed(OpBegin, goneOr(ctx, work, err))
+		return false, false, d.notBegun(ctx, work, OpBegin, err)
 	}
 	defer t.close(work)
 	c, err := in.claim(work, t.tx, stmts, d)
@@ -373,14 +388,6 @@ func sameTransaction(ctx context.Context, tx *sql.Tx, xid string, failed bool) e
 		return fmt.Errorf("%w (it was done through Raw or StmtContext: the claim may be committed without its effects)", ErrTxControl)
 	}
 	return nil
-}
-
-// goneOr is drainedOr for what has not begun, and does not when its caller has gone.
-func goneOr(caller, work context.Context, err error) error {
-	if gone := caller.Err(); err != nil && gone != nil && context.Cause(work) == nil && !errors.Is(err, gone) {
-		return fmt.Errorf("%w: %w", gone, err)
-	}
-	return drainedOr(work, err)
 }
 
 // drainedOr replaces what a cancelled context made of an error by the reason
