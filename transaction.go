@@ -33,24 +33,13 @@ type transaction struct {
 	interrupt context.CancelFunc
 }
 
-// begin begins a transaction.
+// begin begins a transaction. When ctx ends it does not wait for the pool any more, nor for
+// a server that does not answer to a new connection or to BEGIN.
 func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
 	whole, interrupt := context.WithCancel(context.WithoutCancel(ctx))
-	t := &transaction{conn: conn, interrupt: interrupt}
+	t := &transaction{interrupt: interrupt}
 	begun := make(chan error, 1)
-	go func() {
-		var err error
-		t.tx, err = conn.BeginTx(whole, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
-		if err != nil {
-			interrupt()
-			discard(conn)
-		}
-		begun <- err
-	}()
+	go func() { begun <- t.begin(ctx, whole, db) }()
 	select {
 	case err := <-begun:
 		return t, err
@@ -58,12 +47,31 @@ func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
 		go func() {
 			if <-begun == nil {
 				_ = t.tx.Rollback()
-				_ = conn.Close()
+				_ = t.conn.Close()
 				interrupt()
 			}
 		}()
 		return nil, context.Cause(ctx)
 	}
+}
+
+// begin takes a connection while ctx lasts, and begins on it what may last as long as whole.
+func (t *transaction) begin(ctx, whole context.Context, db *sql.DB) (err error) {
+	if t.conn, err = db.Conn(ctx); err != nil {
+		t.interrupt()
+		return err
+	}
+	if ctx.Err() != nil { // drivers may not look
+		_ = t.conn.Close()
+		t.interrupt()
+		return context.Cause(ctx)
+	}
+	t.tx, err = t.conn.BeginTx(whole, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		t.interrupt()
+		discard(t.conn)
+	}
+	return err
 }
 
 // close rolls back what was not committed and gives the connection back. It

@@ -5,11 +5,13 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
 // A gate stands between a guard and Postgres. Closed, it breaks all connections off and
-// takes no new ones.
+// takes no new ones. Frozen, it keeps them, but what is sent does not arrive until it is
+// thawed.
 type gate struct {
 	url    string
 	server string
@@ -19,6 +21,8 @@ type gate struct {
 	addr     string
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
+	frozen   sync.RWMutex // locked while it is
+	stuck    atomic.Int32 // connections that wait for that
 }
 
 func newGate(t *testing.T, address string) *gate {
@@ -54,7 +58,7 @@ func (g *gate) open(t *testing.T) {
 				client.Close()
 				continue
 			}
-			g.wg.Go(func() { pass(server, client) })
+			g.wg.Go(func() { pass(&slowly{server, g}, client) })
 			g.wg.Go(func() { pass(client, server) })
 		}
 	})
@@ -72,8 +76,22 @@ func (g *gate) keep(client, server net.Conn, listener net.Listener) bool {
 	return true
 }
 
+// slowly is a connection to Postgres that waits while the gate is frozen.
+type slowly struct {
+	net.Conn
+	g *gate
+}
+
+func (s *slowly) Write(sent []byte) (int, error) {
+	s.g.stuck.Add(1)
+	s.g.frozen.RLock()
+	s.g.stuck.Add(-1)
+	defer s.g.frozen.RUnlock()
+	return s.Conn.Write(sent)
+}
+
 func pass(to, from net.Conn) {
-	_, _ = io.Copy(to, from)
+	_, _ = io.Copy(struct{ io.Writer }{to}, from)
 	to.Close()
 	from.Close()
 }
