@@ -87,11 +87,11 @@ func (c *crowd) giveUp() {
 // Postgres is frozen, and more callers than it could serve come, give up and come again. The
 // guard does nothing for those who have gone: as soon as Postgres is thawed, each of them who
 // is still interested is served at the first request, and for the others nothing is claimed.
+//
+// It runs before those that run in parallel: some of them have guards that give up soon.
 func TestAGuardRecoversFromCallersWhoGaveUp(t *testing.T) {
-	t.Parallel()
 	for _, claimBatch := range []int{0, 64} {
 		t.Run(fmt.Sprint("ClaimBatch ", claimBatch), func(t *testing.T) {
-			t.Parallel()
 			c := newCrowd(t, 200, claimBatch)
 			c.claim("warm")
 			c.post("/claim", `{"request_id":"warm","action":"charge"}`).is(200, `{"status":"PENDING","request_id":"warm","agent_id":null}`)
