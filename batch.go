@@ -49,12 +49,13 @@ type member struct {
 	leaveFlight func() // nil: another delivery of the key may be under way
 
 	// Of the batch that it is in, touched by whoever runs or commits that.
-	behind  *member // its predecessor, if that is in the same batch; it must have taken effect
-	tx      *txState
-	handle  *txn.Handle
-	ended   bool  // its caller was told the end
-	took    bool  // its effect is in the transaction, or was there before
-	verdict *told // what its claim has shown; nil: it is to run
+	behind      *member // its predecessor, if that is in the same batch; it must have taken effect
+	tx          *txState
+	handle      *txn.Handle
+	ended       bool  // its caller was told the end
+	took        bool  // its effect is in the transaction, or was there before
+	verdict     *told // what its claim has shown; nil: it is to run
+	unconfirmed bool  // see settledClaim
 
 	atOnce   bool // each statement is to be sent at once
 	panicked bool // its function has, instead of returning
@@ -198,5 +199,5 @@ func (in *Inbox) play(m *member) (err error) {
 func (m *member) enter(b *batch) {
 	m.batch, m.state = b, chosen
 	b.atOnce = b.atOnce || m.atOnce
-	m.ended, m.took, m.panicked, m.verdict = false, false, false, nil
+	m.ended, m.took, m.panicked, m.verdict, m.unconfirmed = false, false, false, nil, false
 }

@@ -13,7 +13,8 @@ import (
 
 // A batch is one transaction of several members, from BEGIN to what each is told:
 //
-//	begin, claim    all keys in one statement; duplicates are told so at once
+//	begin, claim    all keys in one statement; duplicates are told so at once, or with a
+//	                synchronous standby after the commit: see unconfirmed
 //	turns           each member's function, one after another
 //	flush           what these have written, in one text, where that was deferred
 //	unclaim         the claims of members whose turn did not come
@@ -132,14 +133,15 @@ func (b *batch) transact() (ready bool) {
 			}
 		}
 	}
-	if len(b.ran) == 0 {
+	commits := len(b.ran)+len(b.judged) > 0
+	if !commits {
 		_ = b.t.rollback(b.ctx)
 	} else if !b.finish() {
 		return false
 	}
 	b.adapt()
 	b.again(b.withoutRan())
-	return len(b.ran) > 0
+	return commits
 }
 
 // withoutRan returns the members that are not committed, who are none of this batch any more.
@@ -153,16 +155,17 @@ func (b *batch) withoutRan() (others []*member) {
 	return others
 }
 
-// judge tells a member what its claim has shown, once the one before it in its line has
-// taken effect for good: with that, the one behind it may run.
+// judge tells a member what its claim has shown, once that is confirmed and the one before
+// it in its line has taken effect for good: with that, the one behind it may run.
 func (b *batch) judge(m *member) {
-	switch {
-	case m.behind == nil, m.behind.took && m.behind.ended:
-		m.took = m.verdict.duplicate
-		b.tell(m, *m.verdict)
-	case m.behind.took:
-		m.took = m.verdict.duplicate
+	if m.behind != nil && !m.behind.took {
+		return
+	}
+	m.took = m.verdict.duplicate
+	if m.unconfirmed || m.behind != nil && !m.behind.ended {
 		b.judged = append(b.judged, m)
+	} else {
+		b.tell(m, *m.verdict)
 	}
 }
 

@@ -54,7 +54,7 @@ FROM ready, (SELECT count(*) AS n FROM won) AS won, (SELECT count(*) AS n FROM a
 // batchExistingSQL is existingSQL for several keys. LATERAL and OFFSET keep the planner from
 // reading the whole table.
 const batchExistingSQL = `
-SELECT nth, COALESCE(c.outcome, ''), c.fingerprint
+SELECT nth, COALESCE(c.outcome, ''), c.fingerprint, ` + unconfirmed + `
 FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[])) WITH ORDINALITY AS asked (consumer, key, nth)
 CROSS JOIN LATERAL (
 	SELECT outcome, fingerprint FROM {schema}.claims AS c WHERE c.consumer = asked.consumer AND c.key = asked.key OFFSET 0
@@ -89,7 +89,8 @@ func (in *Inbox) defers() bool { return in.Batch > 1 && !in.SendAtOnce && watche
 // theirs.
 const turnsWait = 30 * time.Second
 
-// claim claims the keys of all members, and tells the end to those who do not get them.
+// claim claims the keys of all members, and tells the end to those who do not get them, if
+// that can be told yet.
 func (b *batch) claim() error {
 	sorted := slices.Clone(b.members)
 	slices.SortFunc(sorted, func(m, n *member) int {
@@ -154,7 +155,7 @@ func turnID(quotedSchema, consumer string) int64 {
 	return int64(h.Sum64())
 }
 
-// sortOut tells the end to those who did not get their keys, and returns those who did.
+// sortOut finds out about those who did not get their keys, and returns those who did.
 func (b *batch) sortOut(sorted []*member, which string) (won []*member, err error) {
 	has := make([]bool, len(sorted))
 	for nth := range strings.SplitSeq(which, ",") {
@@ -186,7 +187,7 @@ func (b *batch) lookUp(lost []*member) error {
 	for rows.Next() {
 		var nth int
 		var c settledClaim
-		if err := rows.Scan(&nth, &c.outcome, &c.fingerprint); err != nil {
+		if err := rows.Scan(&nth, &c.outcome, &c.fingerprint, &c.unconfirmed); err != nil {
 			return err
 		}
 		found[nth-1] = &c
@@ -207,13 +208,13 @@ func (b *batch) taken(m *member, c *settledClaim) {
 		b.again([]*member{m})
 		return
 	}
-	m.verdict = &told{duplicate: true}
+	m.verdict, m.unconfirmed = &told{duplicate: true}, c.unconfirmed
 	if err := c.refuses(m.d); err != nil {
-		m.verdict = &told{err: m.d.failed(OpClaim, err)}
+		m.verdict, m.unconfirmed = &told{err: m.d.failed(OpClaim, err)}, false
 	} else {
 		b.in.noteDead(b.ctx, m.d, c)
 	}
-	if m.behind == nil {
+	if m.behind == nil && !m.unconfirmed { // the others when it is their turn
 		b.judge(m)
 	}
 }

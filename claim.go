@@ -39,6 +39,7 @@ type claimed struct {
 type settledClaim struct {
 	outcome     Outcome // "": it is guarded, and not settled yet
 	fingerprint []byte
+	unconfirmed bool // a standby may lack it until the transaction that has read it is committed
 }
 
 // claimSQL inserts the claim, waiting at most $5 milliseconds for a transaction
@@ -68,7 +69,25 @@ FROM session, (SELECT count(*) AS n FROM won) AS won`
 // existingSQL reads the claim that kept claimSQL from inserting. It has to be a
 // statement of its own: one that waited for the other transaction still has the
 // snapshot from before that transaction's end.
-const existingSQL = `SELECT COALESCE(outcome, ''), fingerprint FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+const existingSQL = `SELECT COALESCE(outcome, ''), fingerprint, ` + unconfirmed + ` FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+
+// unconfirmed is true where COMMITs wait for a synchronous standby, and then has the
+// transaction's own COMMIT wait for it.
+//
+// A claim that can be read need not be on the standby. A COMMIT that waits for that is on
+// disk already, and if it is waited for no longer, since its backend was terminated or the
+// server was killed and started again, its transaction is as committed as any other. Whoever
+// waited got an error. If a message counted as handled by such a claim, and the standby
+// took over without ever having received it, the message would be lost.
+//
+// A standby receives the log in its order. A transaction that reads the claim and then
+// commits is behind it in the log, on the same server whatever happens: when its COMMIT has
+// returned, the standby has the claim. But a COMMIT waits only if there is something of its
+// transaction in the log, for which having an id is not enough; hence the message, of which
+// nobody takes notice. Where there is no synchronous standby, or this session's COMMITs
+// do not wait for it, nothing is written.
+const unconfirmed = `CASE WHEN current_setting('synchronous_standby_names', true) <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local')
+	THEN pg_logical_emit_message(true, 'oncemill'::text, ''::text) IS NOT NULL ELSE false END`
 
 // watermarkSQL too needs a snapshot taken after the claim was inserted: then
 // whoever purged an older claim of this key has committed the watermark before.
@@ -138,7 +157,7 @@ func (in *Inbox) insertClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d 
 // readClaim returns nil where the claim has gone again in the meantime.
 func readClaim(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt, d *delivered) (*settledClaim, error) {
 	var c settledClaim
-	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, d.stored).Scan(&c.outcome, &c.fingerprint)
+	err := tx.StmtContext(ctx, stmt).QueryRowContext(ctx, d.consumer, d.stored).Scan(&c.outcome, &c.fingerprint, &c.unconfirmed)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil

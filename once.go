@@ -254,16 +254,28 @@ func (in *Inbox) attempt(ctx, work context.Context, d *delivered, fn func(contex
 	case err != nil:
 		t.spoilt = isSpoilt(err)
 		return false, false, d.failed(OpClaim, drainedOr(work, err))
+	case !c.won && c.existing == nil:
+		return false, true, nil
 	case !c.won:
-		in.noteDead(work, d, c.existing)
-		return c.existing != nil, c.existing == nil, nil
+		return in.findDuplicate(work, t, d, c.existing)
 	}
 	return false, false, in.runAndCommit(work, t, c.xid, d, fn)
 }
 
+// findDuplicate ends the transaction that has found the key claimed.
+func (in *Inbox) findDuplicate(work context.Context, t *transaction, d *delivered, c *settledClaim) (duplicate, gone bool, failed *Error) {
+	if c.unconfirmed {
+		if err := t.commit(work); err != nil {
+			return false, false, d.failed(OpClaim, fmt.Errorf("wait until a standby has the claim: %w", err))
+		}
+	}
+	in.noteDead(work, d, c)
+	return true, false, nil
+}
+
 // noteDead says so if a message is not run because it was given up before.
 func (in *Inbox) noteDead(ctx context.Context, d *delivered, c *settledClaim) {
-	if c != nil && c.outcome == Dead && d.outcome() != Dead {
+	if c.outcome == Dead && d.outcome() != Dead {
 		in.Logger.InfoContext(ctx, "oncemill: message was given up before, and is not run; delete its claim to have it run", "consumer", d.consumer, "key", d.stored)
 	}
 }
