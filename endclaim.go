@@ -188,13 +188,14 @@ func (c *Claim) stepIn(work context.Context, op Op, run func(g *guardTx) (lent f
 	return failed
 }
 
-const readTokenSQL = `SELECT COALESCE(token, 0), COALESCE(outcome, '') FROM {schema}.claims WHERE consumer = $1 AND key = $2`
+const readTokenSQL = `SELECT COALESCE(token, 0), COALESCE(outcome, ''), ` + unconfirmed + ` FROM {schema}.claims WHERE consumer = $1 AND key = $2`
 
 // endedAs reports whether an earlier call has ended the claim in the same way.
 func (g *guardTx) endedAs(token int64, outcome Outcome) (bool, error) {
 	var is int64
 	var as Outcome
-	err := g.row(readTokenSQL, g.d.consumer, g.d.stored).Scan(&is, &as)
+	var waits bool
+	err := g.row(readTokenSQL, g.d.consumer, g.d.stored).Scan(&is, &as, &waits)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -271,7 +272,7 @@ SELECT 1 FROM unparked`
 
 // releasedSQL finds out whether an earlier call has released the claim.
 const releasedSQL = `
-SELECT 1 FROM {schema}.events WHERE consumer = $1 AND key = $2 AND token = $3 AND kind = 'released'
+SELECT (` + unconfirmed + `)::integer FROM {schema}.events WHERE consumer = $1 AND key = $2 AND token = $3 AND kind = 'released'
 LIMIT 1`
 
 // release frees the key, if the claim still has the event's token.

@@ -25,7 +25,8 @@ type guardTx struct {
 // durableSQL comes first in each of them. An effect must not begin before its claim
 // is on disk, and on the standby where there is a synchronous one, whatever the
 // database's default is: synchronous_commit = off has lost commits that were
-// acknowledged.
+// acknowledged. The id alone does not have a COMMIT wait for the standby: a step that
+// may find everything done, and write nothing, says unconfirmed.
 const durableSQL = `
 SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
 		WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),

@@ -272,7 +272,7 @@ WITH happened AS MATERIALIZED (
 		ORDER BY id DESC LIMIT 2
 	) AS latest
 )
-SELECT 1 FROM happened AS last, happened AS before
+SELECT (` + unconfirmed + `)::integer FROM happened AS last, happened AS before
 WHERE last.nth = 1 AND before.nth = 2 AND before.token = $3 AND last.token <> $3 AND last.note LIKE $4`
 
 // fenceSQL gives a claim another token: whoever has the old one shall not find that
