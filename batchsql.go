@@ -51,10 +51,10 @@ SELECT won.n, CASE WHEN won.n < asked.n THEN (SELECT string_agg(nth::text, ',') 
 	clock_timestamp(), current_setting('client_encoding'), set_config('lock_timeout', ready.lock_timeout, true)
 FROM ready, (SELECT count(*) AS n FROM won) AS won, (SELECT count(*) AS n FROM asked) AS asked`
 
-// batchExistingSQL is existingSQL for several keys. LATERAL and OFFSET keep the planner from
-// reading the whole table.
+// batchExistingSQL is existingSQL for several keys, with one record in the log for all of
+// them. LATERAL and OFFSET keep the planner from reading the whole table.
 const batchExistingSQL = `
-SELECT nth, COALESCE(c.outcome, ''), c.fingerprint, ` + unconfirmed + `
+SELECT nth, COALESCE(c.outcome, ''), c.fingerprint, (SELECT ` + unconfirmed + `)
 FROM unnest((SELECT $1::text::text[]), (SELECT $2::text::text[])) WITH ORDINALITY AS asked (consumer, key, nth)
 CROSS JOIN LATERAL (
 	SELECT outcome, fingerprint FROM {schema}.claims AS c WHERE c.consumer = asked.consumer AND c.key = asked.key OFFSET 0

@@ -79,6 +79,8 @@
 //	Postgres restarts              errors with ErrUnavailable; nothing is committed by halves
 //	Postgres fails over            the same, if replication is synchronous; an asynchronous
 //	                               standby may lack claims and effects that were committed
+//	a claim is on the primary,     a duplicate is acknowledged when the standby has the claim,
+//	not on the standby yet         and a step of Claim is taken for done when it has that
 //
 // With Claim:
 //

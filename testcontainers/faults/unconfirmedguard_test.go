@@ -8,7 +8,7 @@ import (
 	"github.com/oncemill/oncemill"
 )
 
-// guarded steps of a claim that find it done by an earlier call are answered when the
+// A step of a guarded claim that finds itself done by an earlier call is answered when the
 // standby has what that has done.
 func TestAStepThatTheStandbyLacksIsNotTakenForDone(t *testing.T) {
 	t.Parallel()
