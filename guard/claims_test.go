@@ -212,6 +212,7 @@ func TestOneOfManyProceeds(t *testing.T) {
 func TestACallerWhoIsGoneBlocksNobody(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
+	s.post("/claim", `{"request_id":"first","action":"charge"}`).settlement() // all statements are prepared then
 	for id, nonced := range map[string]string{"without": "", "with": `,"nonce":"` + nonce + `"`} {
 		body := `{"request_id":"` + id + `","action":"charge"` + nonced + `}`
 		ctx, cancel := context.WithCancel(within(t))
