@@ -77,7 +77,7 @@ type run struct {
 	cast  map[part]*actor
 	gone  map[*crew.Child]*actor // that were told to end, and have not yet
 	found []anomaly              // that are not of the checker's
-	early []anomaly              // that were found along the way
+	early bool                   // it ends with the first one
 	due   []pending              // processes to be started later
 
 	base    setting        // what all processes are told
@@ -100,8 +100,8 @@ func (r *run) conduct(ctx context.Context) error {
 	if err := r.work(ctx); err != nil {
 		return err
 	}
-	if len(r.early) > 0 { // the rest says nothing in the middle of the work
-		r.verdict.found = append(r.found, r.early...)
+	if r.early { // the rest says nothing in the middle of the work
+		r.verdict.found = r.found
 		return r.explain(ctx)
 	}
 	if err := r.end(ctx); err != nil {
@@ -129,21 +129,29 @@ func (r *run) work(ctx context.Context) error {
 		defer close(over)
 		n.act(ctx)
 	}()
-	l := &look{run: r}
+	looking, stop := context.WithCancel(ctx)
+	seen := make(chan struct{})
+	go func() {
+		defer close(seen)
+		r.look(looking)
+	}()
 	err = r.crew.Attend(ctx, func() (bool, error) {
 		select {
 		case <-over:
 			return true, nil
 		default:
 			r.crew.Changed()
-			return l.along(ctx), nil
+			r.early = r.untilAnomaly && len(r.found) > 0
+			return r.early, nil
 		}
 	})
-	if err != nil || len(r.early) > 0 {
+	if err != nil || r.early {
 		cancel()
 	}
 	<-over
-	if err = errors.Join(err, n.failed()); err != nil || len(r.early) > 0 {
+	stop()
+	<-seen
+	if err = errors.Join(err, n.failed()); err != nil || r.early {
 		return err
 	}
 	r.screen.Line(fmt.Sprintf("%d faults are over and everything is mended; waiting for all to be worked off", sum(r.faults)))

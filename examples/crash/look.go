@@ -7,45 +7,61 @@ import (
 	"time"
 )
 
-// A look is what the conductor sees while the run goes on.
-type look struct {
-	*run
-	shown, looked time.Time
-}
-
 const (
 	showEvery = 3 * time.Second
 	lookEvery = time.Second
+	lookLimit = 5 * time.Second // for an answer
 )
 
-// along shows how far things are, and looks for anomalies if the run is to end with one. It
-// returns whether it does.
-func (l *look) along(ctx context.Context) (found bool) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	if time.Since(l.shown) >= showEvery {
-		l.shown = time.Now()
-		var effects, arrivals, outbox int
-		const query = `SELECT (SELECT count(*) FROM effects), (SELECT count(*) FROM arrivals), (SELECT count(*) FROM oncemill.outbox)`
-		if err := l.site.db.QueryRowContext(ctx, query).Scan(&effects, &arrivals, &outbox); err == nil {
-			l.screen.Status(fmt.Sprintf("%d effects, %d arrivals downstream, %d rows in the outbox; %d faults", effects, arrivals, outbox, sum(l.faults)))
+// look shows how far things are while the run goes on, and looks for anomalies if the run is
+// to end with one, until ctx ends. It has a goroutine of its own, as it waits for a Postgres
+// that may be frozen, or be away, until the conductor mends that.
+func (r *run) look(ctx context.Context) {
+	var shown time.Time
+	for ; ctx.Err() == nil; sleep(ctx, lookEvery) {
+		if time.Since(shown) >= showEvery {
+			shown = time.Now()
+			r.show(ctx)
+		}
+		if found := r.lookAround(ctx); len(found) > 0 {
+			_ = r.crew.Do(ctx, func() error { r.found = append(r.found, found...); return nil })
 		}
 	}
-	if !l.untilAnomaly || time.Since(l.looked) < lookEvery {
-		return false
+}
+
+func (r *run) show(ctx context.Context) {
+	var effects, arrivals, outbox int
+	const query = `SELECT (SELECT count(*) FROM effects), (SELECT count(*) FROM arrivals), (SELECT count(*) FROM oncemill.outbox)`
+	if r.ask(ctx, query, &effects, &arrivals, &outbox) != nil {
+		return // next time
 	}
-	l.looked = time.Now()
-	l.early = append(l.early, l.run.found...)
+	_ = r.crew.Do(ctx, func() error {
+		r.screen.Status(fmt.Sprintf("%d effects, %d arrivals downstream, %d rows in the outbox; %d faults", effects, arrivals, outbox, sum(r.faults)))
+		return nil
+	})
+}
+
+// lookAround returns an anomaly of each kind that can be seen at any moment.
+func (r *run) lookAround(ctx context.Context) (found []anomaly) {
+	if !r.untilAnomaly {
+		return nil
+	}
 	for _, c := range slices.Concat(standing, along) {
 		var what, key string
-		if err := l.site.db.QueryRowContext(ctx, c.query+` LIMIT 1`).Scan(&what, &key); err == nil {
-			l.early = append(l.early, anomaly{class: c.class, kind: c.kind, what: what, keys: []string{key}})
+		if r.ask(ctx, c.query+` LIMIT 1`, &what, &key) == nil {
+			found = append(found, anomaly{class: c.class, kind: c.kind, what: what, keys: []string{key}})
 		}
 	}
-	if n := l.site.deadlocks(); n > 0 {
-		l.early = append(l.early, deadlocked(n))
+	if n := r.site.deadlocks(); n > 0 {
+		found = append(found, deadlocked(n))
 	}
-	return len(l.early) > 0
+	return found
+}
+
+func (r *run) ask(ctx context.Context, query string, into ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	return r.site.db.QueryRowContext(ctx, query).Scan(into...)
 }
 
 func deadlocked(n int) anomaly {

@@ -18,10 +18,9 @@ type nemesis struct {
 	trace *trace
 	wg    sync.WaitGroup
 
-	mu    sync.Mutex
-	busy  map[string]bool // by fault.at
-	count int
-	err   error // the first one
+	mu   sync.Mutex
+	busy map[string]bool // by fault.at
+	err  error
 }
 
 // What marks a fault in a trace.
@@ -118,20 +117,20 @@ func (n *nemesis) note(ctx context.Context, f fault, what string, begun time.Tim
 	if ctx.Err() != nil {
 		return
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if err != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		n.err = errors.Join(n.err, fmt.Errorf("the fault %q: %w", f.kind, err))
 		return
 	}
 	if what == "" {
 		return
 	}
-	n.count++
-	line := fmt.Sprintf("fault %d, %s: %s (%.1f s)", n.count, f.kind, what, time.Since(begun).Seconds())
-	n.trace.note(nemesisKey, "%s%s%s", line, fromOn, begun.UTC().Format(traceTime))
+	took := time.Since(begun)
 	_ = n.run.crew.Do(ctx, func() error {
 		n.run.faults[f.kind]++
+		line := fmt.Sprintf("fault %d, %s: %s (%.1f s)", sum(n.run.faults), f.kind, what, took.Seconds())
+		n.trace.note(nemesisKey, "%s%s%s", line, fromOn, begun.UTC().Format(traceTime))
 		n.run.screen.Line(line)
 		return nil
 	})

@@ -21,7 +21,7 @@ const (
 	guardedEvery = 10 // so many messages for Once to one for Guard
 	singleEvery  = 5  // so many messages for Once to one that is not for batches
 	lot          = 200
-	lotAgain     = 100 // of a lot are sent again at once, in another order
+	lotAgain     = 100 // of a lot are sent twice, in any order
 	lotLate      = 5   // of an earlier lot are sent again
 	lotOld       = 5   // of those from before the run
 	lotsBack     = 64
@@ -98,6 +98,8 @@ func (p *producer) send(ctx context.Context) {
 		now := p.newLot(n)
 		lots = append(lots, now)
 		jobs := append(now[:len(now):len(now)], p.repeated(lots)...)
+		// As of two instances that both send what they have, and neither waits.
+		p.draws.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
 		select { // a lot comes all at once
 		case <-ctx.Done():
 			return
@@ -126,9 +128,9 @@ func (p *producer) newLot(n int) (all []job) {
 	return all
 }
 
-// repeated returns messages that are sent again: some of the newest lot, in another order,
-// as by a customer who presses the button twice; some of an earlier one; and some from long
-// before the run, as an operator does who has messages played again.
+// repeated returns messages that are sent again: some of the newest lot, as by another
+// instance of whoever sends them; some of an earlier one; and some from long before the run,
+// as an operator does who has messages played again.
 func (p *producer) repeated(lots [][]job) (all []job) {
 	newest := lots[len(lots)-1]
 	for _, i := range p.draws.Perm(len(newest))[:lotAgain] {

@@ -19,7 +19,7 @@ func (r *run) report(out io.Writer) int {
 		fmt.Fprintf(out, "  %4d  %s\n", r.faults[kind], kind)
 	}
 	v := &r.verdict
-	if len(r.early) == 0 {
+	if !r.early {
 		fmt.Fprintf(out, promises, screen.Thousands(v.messages), screen.Thousands(v.effects), screen.Thousands(v.arrivals),
 			screen.Thousands(v.notes), screen.Thousands(v.guarded), screen.Thousands(v.happened), v.failed, v.inDoubt)
 	}
