@@ -82,12 +82,12 @@ func (w *worker) handle(msg *message.Message) ([]*message.Message, error) {
 // trouble is what goes wrong in a handler, after what it has written.
 func (w *worker) trouble(ctx context.Context) error {
 	w.mu.Lock()
-	draw := w.draws.IntN(1000)
+	draw := w.draws.IntN(2000) // seldom, or batches would be small
 	w.mu.Unlock()
 	switch {
-	case draw < 3:
+	case draw < 2:
 		return errors.New("on purpose")
-	case draw < 4:
+	case draw < 3:
 		panic("on purpose")
 	case draw < 6: // longer than a batch
 		select {

@@ -20,11 +20,11 @@ const (
 	publishers   = 64
 	guardedEvery = 10 // so many messages for Once to one for Guard
 	singleEvery  = 5  // so many messages for Once to one that is not for batches
-	lot          = 200
-	lotAgain     = 100 // of a lot are sent twice, in any order
-	lotLate      = 5   // of an earlier lot are sent again
-	lotOld       = 5   // of those from before the run
-	lotsBack     = 64
+	lot          = 100
+	lotAgain     = 60 // of a lot are sent twice, in any order
+	lotLate      = 3  // of an earlier lot are sent again
+	lotOld       = 3  // of those from before the run
+	lotsBack     = 128
 )
 
 // A producer sends messages, and knows nothing of Oncemill. It writes down what the broker

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,8 +62,12 @@ func profileNamed(name string) (*profile, error) {
 }
 
 func (p *profile) pair(bin string) postgres.PairOptions {
+	// Sooner than LockWait is over, or of a deadlock there would be seen only that a lock was
+	// not to be had.
+	settings := map[string]string{"deadlock_timeout": "200ms"}
+	maps.Copy(settings, p.settings)
 	// It is processes that die here, not the machine, so nothing need be written through.
-	return postgres.PairOptions{Bin: bin, Volatile: true, Settings: p.settings, Async: p.async}
+	return postgres.PairOptions{Bin: bin, Volatile: true, Settings: settings, Async: p.async}
 }
 
 // failingOverToALaggard promotes a standby that was busy with something else for a moment.
