@@ -113,8 +113,8 @@ var ackFirst = []breach.Breach{{
 // Whoever has a claim can end it, as long as it is not settled.
 var unfenced = []breach.Breach{{
 	File: "guardtx.go",
-	Old:  `if _, err := in.sql.prepare(work, query); err != nil {`,
-	New:  `if _, err := in.sql.prepare(work, unfenced(query)); err != nil {`,
+	Old:  `if _, err := in.sql.prepareFor(caller, work, query); err != nil {`,
+	New:  `if _, err := in.sql.prepareFor(caller, work, unfenced(query)); err != nil {`,
 }, {
 	File: "guardtx.go",
 	Old:  `stmt, err := g.in.sql.prepare(g.ctx, query) //`,
