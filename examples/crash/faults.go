@@ -112,7 +112,13 @@ var killingPostgres = fault{"Postgres killed", "postgres", func(ctx context.Cont
 		return "", err
 	}
 	s.pause(ctx, 100*time.Millisecond, 1500*time.Millisecond)
-	return "the primary is killed, and started again", primary.Start(context.WithoutCancel(ctx))
+	err := primary.Start(context.WithoutCancel(ctx))
+	if err == nil {
+		// What was being committed, and the standby does not have, everybody sees from now
+		// on. A failover right now would lose what was acknowledged because of that.
+		err = s.site.pair.Attach(ctx)
+	}
+	return "the primary is killed, and started again", err
 }}
 
 var failingOver = fault{"Postgres failed over", "postgres", func(ctx context.Context, s *strike) (string, error) {
