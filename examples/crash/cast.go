@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"syscall"
@@ -236,12 +237,17 @@ func (r *run) parts(roles ...string) (all []part) {
 	return all
 }
 
-// freeAddress returns an address to listen at.
+// freeAddress returns an address to listen at. Its port is none of those that systems give
+// to connections: one of these could have it while a guard is away.
 func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var failed error
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(10_000))
+		listener, err := net.Listen("tcp", address)
+		if err == nil {
+			return address, listener.Close()
+		}
+		failed = err
 	}
-	defer listener.Close()
-	return listener.Addr().String(), nil
+	return "", failed
 }
