@@ -17,7 +17,7 @@ var rules = []rule{
 	{"claim after the handler", claimLast, []string{"twice effects"}, false},
 
 	// A message whose transaction fails then, or whose worker dies, never comes again.
-	{"ack before commit", ackFirst, []string{"lost effects"}, true},
+	{"ack before commit", ackFirst, []string{"lost effects", "lost arrivals"}, true},
 
 	// A worker that was frozen longer than its lease ends an attempt that is not its own.
 	{"no fencing", unfenced, []string{"unexplained fencing", "unexplained guarded", "twice guarded", "twice settlements"}, false},
