@@ -49,14 +49,18 @@ func workOnce(ctx context.Context, s setting) error {
 		return err
 	}
 	w := &worker{bench: b, publisher: &outbox.Publisher{Notify: b.db}, draws: s.draws()}
+	inbox.Consumer(s.Role) // is known before its first message, and so purged from the start
 	router.AddHandler(s.Role, s.Role, b.broker.subscriber(s.Role), childrenA, &outbox.Publisher{}, w.handle)
 	return b.run(ctx, inbox.Run, router)
 }
 
-// The table has no unique constraint: what happens twice has to be seen.
+// The table has no unique constraint: what happens twice has to be seen. The indexes are
+// for the checks.
 const (
-	createEffects = `CREATE TABLE effects (consumer text, key text, child text, at timestamptz DEFAULT clock_timestamp())`
-	insertEffect  = `INSERT INTO effects (consumer, key, child) VALUES ($1, $2, $3)`
+	createEffects = `
+CREATE TABLE effects (consumer text, key text, child text, at timestamptz DEFAULT clock_timestamp());
+CREATE INDEX ON effects (consumer, key); CREATE INDEX ON effects (child)`
+	insertEffect = `INSERT INTO effects (consumer, key, child) VALUES ($1, $2, $3)`
 )
 
 func (w *worker) handle(msg *message.Message) ([]*message.Message, error) {
