@@ -115,7 +115,7 @@ var killingPostgres = fault{"Postgres killed", "postgres", func(ctx context.Cont
 	err := primary.Start(context.WithoutCancel(ctx))
 	if err == nil {
 		// What was being committed, and the standby does not have, everybody sees from now
-		// on. A failover right now would lose what was acknowledged because of that.
+		// on. A failover right now would lose what relays have published of it.
 		err = s.site.pair.Attach(ctx)
 	}
 	return "the primary is killed, and started again", err

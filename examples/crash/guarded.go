@@ -88,10 +88,10 @@ func (w *guardedWorker) handler(kind string) message.HandlerFunc {
 	}
 }
 
-// linger is what a handler still has to do now and then when its effect has been made: in
+// linger is what a handler still has to do, often enough, when its effect has been made: in
 // that time it may be frozen.
 func (w *guardedWorker) linger() {
-	if rand.IntN(5) == 0 {
+	if rand.IntN(2) == 0 {
 		time.Sleep(time.Duration(rand.IntN(700)) * time.Millisecond)
 	}
 }
