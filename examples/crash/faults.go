@@ -17,7 +17,7 @@ func (r *run) kinds() (all []fault) {
 	}
 	all = append(all, killing(roleClerk), killing(roleAgent))
 	all = append(all, cutting, slowing, swallowing("upstream"), swallowing("downstream"))
-	all = append(all, killingPostgres, failingOver, freezingPostgres, freezingStandby, terminating)
+	all = append(all, killingPostgres, failingOver, losingPostgres, freezingPostgres, freezingStandby, terminating)
 	all = append(all, r.site.broker.faults()...)
 	if r.profile.faults != nil {
 		all = append(all, r.profile.faults(r)...)
@@ -112,13 +112,23 @@ var killingPostgres = fault{"Postgres killed", "postgres", func(ctx context.Cont
 		return "", err
 	}
 	s.pause(ctx, 100*time.Millisecond, 1500*time.Millisecond)
-	err := primary.Start(context.WithoutCancel(ctx))
-	if err == nil {
-		// What was being committed, and the standby does not have, everybody sees from now
-		// on. A failover right now would lose what relays have published of it.
-		err = s.site.pair.Attach(ctx)
+	return "the primary is killed, and started again", primary.Start(context.WithoutCancel(ctx))
+}}
+
+// losingPostgres has everybody see what was being committed and the standby lacks, and then
+// be gone.
+var losingPostgres = fault{"Postgres lost with what the standby lacks", "postgres", func(ctx context.Context, s *strike) (string, error) {
+	ctx, pair := context.WithoutCancel(ctx), s.site.pair
+	if err := pair.Detach(ctx); err != nil {
+		return "", err
 	}
-	return "the primary is killed, and started again", err
+	s.pause(ctx, 100*time.Millisecond, 500*time.Millisecond)
+	if err := errors.Join(pair.Primary().Kill(), pair.Primary().Start(ctx)); err != nil {
+		return "", err
+	}
+	s.pause(ctx, 300*time.Millisecond, 1500*time.Millisecond)
+	_, err := failingOver.happen(ctx, s)
+	return "the standby is cut off, the primary killed, started again, and killed for good", err
 }}
 
 var failingOver = fault{"Postgres failed over", "postgres", func(ctx context.Context, s *strike) (string, error) {
