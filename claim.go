@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/durable"
 )
 
 // An Outcome says how a claim was settled.
@@ -86,7 +88,7 @@ const existingSQL = `SELECT COALESCE(outcome, ''), fingerprint, ` + unconfirmed 
 // transaction in the log, for which having an id is not enough; hence the message, of which
 // nobody takes notice. Where there is no synchronous standby, or this session's COMMITs
 // do not wait for it, nothing is written.
-const unconfirmed = `CASE WHEN current_setting('synchronous_standby_names', true) <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local')
+const unconfirmed = `CASE WHEN ` + durable.Waits + `
 	THEN pg_logical_emit_message(true, 'oncemill'::text, ''::text) IS NOT NULL ELSE false END`
 
 // watermarkSQL too needs a snapshot taken after the claim was inserted: then

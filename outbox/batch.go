@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/oncemill/oncemill/internal/durable"
 )
 
 // A batch is under way: a transaction of its own holds its rows.
@@ -20,12 +22,29 @@ type batch struct {
 	due      time.Time // when the Sink's time is over
 	again    bool      // whether a round should follow at once
 	verdicts *verdicts // of the Sink
+
+	server       int64         // see beginSQL
+	confirmation *confirmation // nil: none is needed
 }
 
 // take fetches a batch of about so many bytes. It is nil if no row is due; then
 // more says whether a round should follow at once. ctx bounds the wait for a
-// connection.
+// connection. What the batch has fetched is not to be published before its confirmation.
 func (l *loop) take(ctx context.Context, bytes int) (b *batch, more bool, err error) {
+	leave, err := l.standby.enter(ctx, l.DB)
+	if err != nil {
+		return nil, false, err
+	}
+	if b, more, err = l.takeRows(ctx, bytes); b == nil {
+		leave()
+		return nil, more, err
+	}
+	b.confirmation = l.confirm(b, leave)
+	return b, more, nil
+}
+
+// takeRows is take without the confirmation.
+func (l *loop) takeRows(ctx context.Context, bytes int) (b *batch, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	l.source.pipelined(l.pace.full > 0)
@@ -59,12 +78,13 @@ var errDead = errors.New("connection from the pool is dead")
 func (l *loop) fill(b *batch, bytes int) error {
 	b.ctx, b.end = context.WithTimeout(l.settling, l.idleTimeout()+connectTimeout)
 	var err error
-	if b.tx, err = l.begin(b.ctx, b.conn); err != nil {
+	if err = l.begin(b); err != nil {
 		if errors.Is(err, driver.ErrBadConn) {
 			err = fmt.Errorf("%w: %w", errDead, err)
 		}
 		return fmt.Errorf("database: begin: %w", err)
 	}
+	l.standby.none.Store(b.server == 0)
 	begun := time.Now()
 	if first, yes := l.aside.expire(begun); yes {
 		l.source.putBack(first)
@@ -86,22 +106,29 @@ func (l *loop) fill(b *batch, bytes int) error {
 // just been filled and has no statistics yet, it would otherwise choose to sort
 // all rows for every batch. Nor is a statement compiled that runs for a few milliseconds,
 // for which that would take longer.
-func (l *loop) begin(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
-	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+func (l *loop) begin(b *batch) error {
+	tx, err := b.conn.BeginTx(b.ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	set := fmt.Sprintf(`
-		SET LOCAL idle_in_transaction_session_timeout = %d;
-		SET LOCAL jit = off;
-		SET LOCAL enable_seqscan = off;
-		SET LOCAL enable_bitmapscan = off`, l.idleTimeout().Milliseconds())
-	if _, err := tx.ExecContext(ctx, set); err != nil {
+	var set string
+	row := tx.QueryRowContext(b.ctx, fmt.Sprintf(beginSQL, l.idleTimeout().Milliseconds()))
+	if err := row.Scan(&b.server, &set); err != nil {
 		tx.Rollback()
-		return nil, err
+		return err
 	}
-	return tx, nil
+	b.tx = tx
+	return nil
 }
+
+// beginSQL returns which server this is, as the time of its start, where COMMITs wait for
+// a synchronous standby, and otherwise 0.
+const beginSQL = `
+	SELECT CASE WHEN ` + durable.Waits + ` THEN ` + serverStart + ` ELSE 0 END, concat(
+		set_config('idle_in_transaction_session_timeout', '%d', true),
+		set_config('jit', 'off', true),
+		set_config('enable_seqscan', 'off', true),
+		set_config('enable_bitmapscan', 'off', true))`
 
 // settle writes down what became of a batch that is published.
 func (l *loop) settle(b *batch) error {
@@ -131,6 +158,7 @@ func (l *loop) giveBack(b *batch) {
 // the connection may lead to a server that is a replica now, and would fail for
 // ever without breaking.
 func (b *batch) close(err error) {
+	b.confirmation.end()
 	if b.tx != nil {
 		b.tx.Rollback()
 	}

@@ -51,7 +51,9 @@ const (
 type Relay struct {
 	// DB is the database with the outbox table. Required. A running Relay takes
 	// two connections, and four while there is much to do, if the pool has them. One is
-	// enough.
+	// enough, but where COMMITs wait for a synchronous standby: then it takes another one
+	// for each of these for a moment, to learn that the standby has the rows before they are
+	// published, and the least is two.
 	DB *sql.DB
 
 	// Sink is where rows go. Required.
@@ -185,7 +187,8 @@ func (r *Relay) Wake() {
 
 // Check returns nil if the Relay can start: its fields make sense, the database
 // can be written to, holds a schema that this build runs on and gives the
-// rights that a relay needs, with those to keep rows if it has to. Its errors name
+// rights that a relay needs, with those to keep rows if it has to, and the pool has as many
+// connections as it needs. Its errors name
 // what is wrong and the remedy, and wrap ErrUnreachable, ErrReadOnly or ErrSchema where
 // those fit. The rights to move scheduled rows are none of them: see the package's
 // comment.
@@ -202,6 +205,9 @@ func (r *Relay) Check(ctx context.Context) error {
 		return fmt.Errorf("outbox: %w", err)
 	}
 	durable.Tell(ctx, orDefault(r.Logger), warnings)
+	if err := r.checkPool(ctx); err != nil {
+		return err
+	}
 	if err := r.checkRights(ctx); err != nil || r.Keep == 0 {
 		return err
 	}

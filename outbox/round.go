@@ -33,6 +33,9 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 		return false, nil
 	}
 	join := l.beside(ctx, b)
+	if err := b.confirmation.wait(ctx); err != nil {
+		return false, l.leaveUnconfirmed(b, join, err)
+	}
 	took := l.publish(b)
 	next, err := join()
 	l.pace.adapt(b, took, l.batchTime(), l.batch())
@@ -49,6 +52,18 @@ func (l *loop) round(ctx context.Context) (more bool, err error) {
 		l.giveBack(next)
 	}
 	return l.conclude(b)
+}
+
+// leaveUnconfirmed gives back a batch that is not published, since the standby may lack it.
+func (l *loop) leaveUnconfirmed(b *batch, join func() (*batch, error), because error) error {
+	next, err := join()
+	if next != nil {
+		l.giveBack(next)
+	}
+	l.ahead, l.pace.full = nil, 0
+	b.close(because)
+	l.source.reset()
+	return cmp.Or(err, because)
 }
 
 // conclude settles a batch that no other follows yet.
@@ -131,7 +146,7 @@ func (l *loop) beside(ctx context.Context, b *batch) (join func() (next *batch, 
 // can be fetched only after it.
 func (l *loop) mayFetchAhead(b *batch) bool {
 	return l.pace.full > 0 && b.more && b.read() == b.locked && b.bytes <= l.bytes/2 &&
-		l.DB.Stats().MaxOpenConnections != 1 && time.Now().After(l.alone)
+		l.standby.leaves(l.DB) != 1 && time.Now().After(l.alone)
 }
 
 // fetchAhead fetches a batch, and gives it back if the broker has not published

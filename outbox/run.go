@@ -102,7 +102,9 @@ func (r *Relay) loops(publishing, settling context.Context, version int) (all []
 			all = append(all, &loop{to: to, bytes: orderedBytes, source: newOrdered(r.Schema, to, top)})
 		}
 	}
+	shared := newStandby(len(all))
 	for _, l := range all {
+		l.standby = shared
 		l.Relay, l.publishing, l.settling = r, publishing, settling
 		l.wake = make(chan struct{}, 1)
 		l.pace, l.deferred = pace{size: min(r.batch(), firstBatch)}, make(map[int64]time.Time)
@@ -133,6 +135,8 @@ type loop struct {
 	source source
 	bytes  int // of rows that it has in memory, about
 	wake   chan struct{}
+
+	standby *standby // that of all loops
 
 	// publishing is the context of the Sink. It ends DrainTimeout after Run's.
 	// settling is that of transactions, and ends later still: what the broker has
