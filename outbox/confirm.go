@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/oncemill/oncemill/internal/dbcheck"
 	"github.com/oncemill/oncemill/internal/durable"
 )
 
@@ -95,8 +96,11 @@ func (l *loop) awaitStandby(ctx context.Context, server int64) error {
 }
 
 func ofStandby(err error) string {
-	if errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
 		return " (does one stream that synchronous_standby_names has? See pg_stat_replication)"
+	case dbcheck.SQLState(err) == "42501":
+		return " (GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) to this role)"
 	}
 	return ""
 }

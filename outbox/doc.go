@@ -59,6 +59,9 @@
 //	relay freezes                    Postgres ends its transaction after twice the
 //	                                 PublishTimeout and a second; another relay takes the rows
 //	database goes away               the relay waits, reconnects and goes on
+//	database fails over              the same. With a synchronous standby nothing was
+//	                                 published that the standby lacks
+//	synchronous standby goes away    rows stay as they are; the relay tries again
 //	broker goes away                 rows stay as they are, no attempt is counted; the relay
 //	                                 tries again with growing pauses, at least every few seconds
 //	broker refuses a message         the row is parked with the error; the others pass
