@@ -22,7 +22,7 @@ const calls = "calls"
 const (
 	agentPause = 50 * time.Millisecond // between two calls
 	againAfter = 50                    // so many calls an agent repeats that was killed
-	agentCalls = 8                     // at a time
+	agentCalls = 16                    // at a time
 )
 
 // An agent makes effects at the provider, each under a claim at one of the guards. It
@@ -93,17 +93,24 @@ func act(ctx context.Context, s setting) (err error) {
 }
 
 // call makes one effect, trying one guard after the other until one of them knows what
-// became of it, also after the agent was told to end.
+// became of it, also after the agent was told to end. What is in doubt may be so because a
+// claim came too late to be used, and is given back a moment later: it is tried again, once.
 func (a *agent) call(n int) {
-	id := callID(a.Place, n)
+	id, doubts := callID(a.Place, n), 0
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	request := client.Request{ID: id, Action: "mail", Agent: fmt.Sprint(a.Role, " ", a.Place), Lease: lease}
 	for try := n; ctx.Err() == nil; try++ {
 		_, err := a.guards[try%len(a.guards)].Do(ctx, request, a.effect(id))
 		a.trace.note(id, "call %d: %.200v", try-n+1, err)
-		if err == nil || errors.Is(err, client.ErrFailed) || errors.Is(err, client.ErrInDoubt) {
+		switch {
+		case err == nil || errors.Is(err, client.ErrFailed):
 			return
+		case errors.Is(err, client.ErrInDoubt):
+			if doubts++; doubts == 2 {
+				return
+			}
+			time.Sleep(lease)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

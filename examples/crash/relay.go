@@ -20,10 +20,14 @@ func relay(ctx context.Context, s setting) error {
 		PollInterval: 200 * time.Millisecond, PublishTimeout: 2 * time.Second,
 		MinBackoff: 50 * time.Millisecond, MaxBackoff: time.Second, DrainTimeout: 3 * time.Second,
 	}
-	if err := r.Check(ctx); err != nil {
-		return err
-	}
-	crew.Say(running)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		for r.Ready() != nil && ctx.Err() == nil {
+			sleep(ctx, 20*time.Millisecond)
+		}
+		crew.Say(running)
+	}()
 	return r.Run(ctx)
 }
 
