@@ -59,7 +59,7 @@ func (c *cluster) createTopics(ctx context.Context, replicas int) error {
 	return c.Healthy(ctx)
 }
 
-// groups are who consumes a topic.
+// groupOf returns who consumes a topic.
 func groupOf(topic string) string {
 	switch topic {
 	case single, batch, charges, mails:
