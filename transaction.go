@@ -39,7 +39,11 @@ func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
 	whole, interrupt := context.WithCancel(context.WithoutCancel(ctx))
 	t := &transaction{interrupt: interrupt}
 	begun := make(chan error, 1)
-	go func() { begun <- t.begin(ctx, whole, db) }()
+	go func() {
+		err := errNotBegun // if this goroutine ends in the driver
+		defer func() { begun <- err }()
+		err = t.begin(ctx, whole, db)
+	}()
 	select {
 	case err := <-begun:
 		return t, err
@@ -54,6 +58,8 @@ func begin(ctx context.Context, db *sql.DB) (*transaction, error) {
 		return nil, context.Cause(ctx)
 	}
 }
+
+var errNotBegun = errors.New("the driver has ended the goroutine that begins a transaction")
 
 // begin takes a connection while ctx lasts, and begins on it what may last as long as whole.
 func (t *transaction) begin(ctx, whole context.Context, db *sql.DB) (err error) {
