@@ -23,10 +23,12 @@ func relay(ctx context.Context, s setting) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		for r.Ready() != nil && ctx.Err() == nil {
-			sleep(ctx, 20*time.Millisecond)
+		for ; ctx.Err() == nil; sleep(ctx, 20*time.Millisecond) {
+			if r.Ready() == nil {
+				crew.Say(running)
+				return
+			}
 		}
-		crew.Say(running)
 	}()
 	return r.Run(ctx)
 }

@@ -92,7 +92,8 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{Volatile: true})
+	// With fsync: without it, programs warn when they start.
+	server, err := testcontainers.StartPostgres(t.Context(), testcontainers.PostgresOptions{})
 	must(t, err)
 	t.Cleanup(func() { server.Close() })
 	s := &site{t: t, oncemill: filepath.Join(t.TempDir(), "oncemill")}
