@@ -3,10 +3,7 @@ package ordered_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +15,6 @@ import (
 	"github.com/oncemill/oncemill/testcontainers/internal/actor"
 	"github.com/oncemill/oncemill/testcontainers/internal/lot"
 	"github.com/oncemill/oncemill/testcontainers/internal/own"
-	"github.com/oncemill/oncemill/testcontainers/internal/process"
 )
 
 // A site is a database and a broker, and the processes between them.
@@ -77,28 +73,9 @@ func ownPostgres(t *testing.T) *testcontainers.PostgresServer {
 // it acknowledges.
 func ownNATS(t *testing.T) *testcontainers.NATSServer {
 	t.Helper()
-	dir := inMemory(t)
-	config := fmt.Sprintf("jetstream { store_dir: %q, sync_interval: always }", filepath.Join(dir, "streams"))
-	return own.NATS(t, testcontainers.NATSOptions{Dir: dir, Config: config})
-}
-
-// inMemory returns a directory in memory, if there is one for it. It is processes that
-// die here and not the machine, and to write through to a disk once for each message
-// takes minutes.
-func inMemory(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "oncemill-ordered-")
-	if err != nil {
-		return t.TempDir()
-	}
-	files, err := process.Prepare(dir)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := errors.Join(files.Close(), os.RemoveAll(dir)); err != nil {
-			t.Errorf("remove the files of NATS: %v", err)
-		}
-	})
-	return dir
+	// In memory: it is processes that die here and not the machine, and to write through to
+	// a disk once for each message takes minutes.
+	return own.NATS(t, testcontainers.NATSOptions{Volatile: true, Config: "jetstream { sync_interval: always }"})
 }
 
 // produce starts the producers.
