@@ -17,10 +17,10 @@ const (
 	floorLate  = 2 * time.Second
 	floorRows  = 2000
 
-	// forgetFloors is how often partitions are looked at from the bottom, and forgetSlowly
-	// how often at least, or where that would have all that floors have passed gone through again: rows
-	// that wait, and what was published beside a long transaction.
-	// Nothing should be there, unless somebody has set the ids back.
+	// forgetFloors is how often partitions are looked at from the bottom, where nothing should
+	// be, unless somebody has set the ids back. forgetSlowly is how often where that would go
+	// once more through all that floors have passed: rows that wait, and what was published
+	// beside a long transaction. It is also the longest pause after a look that took long.
 	forgetFloors = 5 * time.Second
 	forgetSlowly = time.Minute
 )

@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -53,14 +52,11 @@ func numbers(t *testing.T, pattern *regexp.Regexp, line string) (all []int) {
 
 // Ctrl-C in the middle of the faults ends all processes and servers, and removes all files.
 func TestInterrupted(t *testing.T) {
-	d := demotest.Start(t, nil, "-seconds", "600", "-rate", "50")
-	d.Await("fault 2, ")
-	d.Signal(os.Interrupt)
-	if code := d.ExitCode(); code != 130 {
-		t.Errorf("interrupted: exit status %d, want 130\n%s", code, d.Stderr.String())
-	}
-	d.LeavesNothing()
+	demotest.Interrupted(t, "fault 2, ", "-seconds", "600", "-rate", "50")
 }
+
+// No process outlives the conductor, and be it one that was frozen.
+func TestKilled(t *testing.T) { demotest.Killed(t, " frozen: ", "-seconds", "600", "-rate", "50") }
 
 func TestArgumentsThatAreWrong(t *testing.T) {
 	t.Parallel()
@@ -71,9 +67,6 @@ func TestArgumentsThatAreWrong(t *testing.T) {
 		`-profile is "fast": must be one of`: {"-profile=fast"},
 		"is no flag":                         {"now"},
 	} {
-		d := demotest.Start(t, nil, args...)
-		if code := d.ExitCode(); code == 0 || !strings.Contains(d.Stderr.String(), want) || d.Stdout.Len() > 0 {
-			t.Errorf("%q: exit status %d, %q and %q", args, code, d.Stdout.String(), d.Stderr.String())
-		}
+		demotest.Refused(t, want, args...)
 	}
 }

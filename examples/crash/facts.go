@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/oncemill/oncemill"
+	"github.com/oncemill/oncemill/examples/internal/crew"
 )
 
 // facts are all ledgers, as they are when everybody has ended.
@@ -179,15 +180,5 @@ func (f *facts) readTables(ctx context.Context, r *run) error {
 
 // each calls do with each row of a query.
 func (r *run) each(ctx context.Context, query string, do func(scan func(...any) error) error) error {
-	rows, err := r.site.db.QueryContext(ctx, query)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := do(rows.Scan); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
+	return crew.Each(ctx, r.site.db, query, nil, do)
 }

@@ -11,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -54,15 +53,7 @@ func provide(ctx context.Context, s setting) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /{kind}", p.make)
 	mux.HandleFunc("GET /charges", p.find)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	server := &http.Server{Handler: mux}
-	go server.Serve(listener) // until Close
-	crew.Say("http://" + listener.Addr().String())
-	<-ctx.Done()
-	return server.Close()
+	return crew.ServeHTTP(ctx, mux)
 }
 
 // refuses tells whether the provider will never make an effect: one in 50.

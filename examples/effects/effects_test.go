@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -63,13 +62,7 @@ func keepsItsPromise(t *testing.T, kind string, moments ...string) (happened, fa
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"email", "payment"} {
-		d := demotest.Start(t, nil, "-kind", kind)
-		d.Await("killed after the claim")
-		d.Signal(os.Interrupt)
-		if code := d.ExitCode(); code != 130 {
-			t.Errorf("interrupted: exit status %d, want 130\n%s", code, d.Stderr.String())
-		}
-		d.LeavesNothing()
+		demotest.Interrupted(t, "killed after the claim", "-kind", kind)
 	}
 }
 
@@ -77,13 +70,7 @@ func TestInterrupted(t *testing.T) {
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"email", "payment"} {
-		d := demotest.Start(t, nil, "-kind", kind)
-		d.Await("killed after the claim")
-		d.Signal(os.Kill)
-		if err := d.Wait(); err == nil {
-			t.Error("it was killed, but has ended well")
-		}
-		d.AwaitGone()
+		demotest.Killed(t, "killed after the claim", "-kind", kind)
 	}
 }
 
@@ -96,9 +83,6 @@ func TestArgumentsThatAreWrong(t *testing.T) {
 		"-messages":                        {"-kind=email", "-messages=many"},
 		"is no flag":                       {"email"},
 	} {
-		d := demotest.Start(t, nil, args...)
-		if code := d.ExitCode(); code == 0 || !strings.Contains(d.Stderr.String(), want) || d.Stdout.Len() > 0 {
-			t.Errorf("%q: exit status %d, %q and %q", args, code, d.Stdout.String(), d.Stderr.String())
-		}
+		demotest.Refused(t, want, args...)
 	}
 }

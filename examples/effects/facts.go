@@ -98,7 +98,7 @@ func (f *facts) readPostgres(ctx context.Context, db *sql.DB, consumer string) e
 
 func (f *facts) readClaims(ctx context.Context, db *sql.DB, consumer string) error {
 	const query = `SELECT key, COALESCE(outcome, '') FROM oncemill.claims WHERE consumer = $1`
-	return each(ctx, db, query, []any{consumer}, func(scan func(...any) error) error {
+	return crew.Each(ctx, db, query, []any{consumer}, func(scan func(...any) error) error {
 		var key string
 		var outcome oncemill.Outcome
 		err := scan(&key, &outcome)
@@ -131,7 +131,7 @@ func (f *facts) readEvents(ctx context.Context, db *sql.DB, consumer string) err
 SELECT key, count(*) FILTER (WHERE kind = 'settled'), count(*) FILTER (WHERE kind IN ('claimed', 'taken over')),
 	count(*) FILTER (WHERE kind = 'settled' AND note LIKE 'resolved%')
 FROM oncemill.events WHERE consumer = $1 GROUP BY key`
-	return each(ctx, db, query, []any{consumer}, func(scan func(...any) error) error {
+	return crew.Each(ctx, db, query, []any{consumer}, func(scan func(...any) error) error {
 		var key string
 		var settled, attempts, resolved int
 		err := scan(&key, &settled, &attempts, &resolved)
@@ -143,26 +143,11 @@ FROM oncemill.events WHERE consumer = $1 GROUP BY key`
 }
 
 func (f *facts) readRecords(ctx context.Context, db *sql.DB, _ string) error {
-	return each(ctx, db, `SELECT order_id, receipt, amount FROM records`, nil, func(scan func(...any) error) error {
+	return crew.Each(ctx, db, `SELECT order_id, receipt, amount FROM records`, nil, func(scan func(...any) error) error {
 		var order string
 		var r record
 		err := scan(&order, &r.receipt, &r.amount)
 		f.records[order] = append(f.records[order], r)
 		return err
 	})
-}
-
-// each calls do with each row of a query.
-func each(ctx context.Context, db *sql.DB, query string, args []any, do func(scan func(...any) error) error) error {
-	rows, err := db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := do(rows.Scan); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
 }

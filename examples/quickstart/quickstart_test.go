@@ -58,45 +58,25 @@ func needJava(t *testing.T) {
 // Ctrl-C in the middle of the work ends all processes and removes all files.
 func TestQuickstartInterrupted(t *testing.T) {
 	t.Parallel()
-	isInterrupted(t, "nats")
+	demotest.Interrupted(t, "killed with SIGKILL", "-broker", "nats")
 }
 
 func TestQuickstartKafkaInterrupted(t *testing.T) {
 	needJava(t)
 	t.Parallel()
-	isInterrupted(t, "kafka")
-}
-
-func isInterrupted(t *testing.T, broker string) {
-	d := demotest.Start(t, nil, "-broker", broker)
-	d.Await("killed with SIGKILL")
-	d.Signal(os.Interrupt)
-	if code := d.ExitCode(); code != 130 {
-		t.Errorf("interrupted: exit status %d, want 130\n%s", code, d.Stderr.String())
-	}
-	d.LeavesNothing()
+	demotest.Interrupted(t, "killed with SIGKILL", "-broker", "kafka")
 }
 
 // Nobody can clean up after a kill -9, but no process outlives the conductor.
 func TestQuickstartKilled(t *testing.T) {
 	t.Parallel()
-	isKilled(t, "nats")
+	demotest.Killed(t, "killed with SIGKILL", "-broker", "nats")
 }
 
 func TestQuickstartKafkaKilled(t *testing.T) {
 	needJava(t)
 	t.Parallel()
-	isKilled(t, "kafka")
-}
-
-func isKilled(t *testing.T, broker string) {
-	d := demotest.Start(t, nil, "-broker", broker)
-	d.Await("killed with SIGKILL")
-	d.Signal(os.Kill)
-	if err := d.Wait(); err == nil {
-		t.Error("it was killed, but has ended well")
-	}
-	d.AwaitGone()
+	demotest.Killed(t, "killed with SIGKILL", "-broker", "kafka")
 }
 
 // Without Java nothing is started, and one line says what to install.

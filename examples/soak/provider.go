@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -27,15 +26,7 @@ func provide(ctx context.Context, _ setting) error {
 	mux.HandleFunc("POST /charges/{number}", p.charge)
 	mux.HandleFunc("GET /charges/{number}", p.find)
 	mux.HandleFunc("GET /ledger", p.sum)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	server := &http.Server{Handler: mux}
-	go server.Serve(listener) // until Close
-	crew.Say("http://" + listener.Addr().String())
-	<-ctx.Done()
-	return server.Close()
+	return crew.ServeHTTP(ctx, mux)
 }
 
 // place is where a charge's bit is.

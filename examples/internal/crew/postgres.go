@@ -43,3 +43,18 @@ func OpenDB(address string) (*sql.DB, error) {
 	db.SetMaxIdleConns(16)
 	return db, nil
 }
+
+// Each calls do with each row of a query.
+func Each(ctx context.Context, db *sql.DB, query string, args []any, do func(scan func(...any) error) error) error {
+	rows, err := db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := do(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}

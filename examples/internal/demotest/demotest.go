@@ -132,6 +132,42 @@ func (d *Demo) ExitCode() int {
 	}
 }
 
+// Interrupted starts the program, presses Ctrl-C when it says something, and wants it to end
+// all processes and remove all files.
+func Interrupted(t *testing.T, when string, args ...string) {
+	t.Helper()
+	d := Start(t, nil, args...)
+	d.Await(when)
+	d.Signal(os.Interrupt)
+	if code := d.ExitCode(); code != 130 {
+		t.Errorf("interrupted: exit status %d, want 130\n%s", code, d.Stderr.String())
+	}
+	d.LeavesNothing()
+}
+
+// Killed starts the program and kills it with SIGKILL when it says something. Nobody can
+// clean up after that, but no process may outlive the conductor.
+func Killed(t *testing.T, when string, args ...string) {
+	t.Helper()
+	d := Start(t, nil, args...)
+	d.Await(when)
+	d.Signal(os.Kill)
+	if err := d.Wait(); err == nil {
+		t.Error("it was killed, but has ended well")
+	}
+	d.AwaitGone()
+}
+
+// Refused starts the program with arguments that are wrong, and wants it to end with an error
+// that says so, and to say nothing else.
+func Refused(t *testing.T, want string, args ...string) {
+	t.Helper()
+	d := Start(t, nil, args...)
+	if code := d.ExitCode(); code == 0 || !strings.Contains(d.Stderr.String(), want) || d.Stdout.Len() > 0 {
+		t.Errorf("%q: exit status %d, %q and %q", args, code, d.Stdout.String(), d.Stderr.String())
+	}
+}
+
 // LastLine returns what it said last.
 func (d *Demo) LastLine() string {
 	lines := strings.Split(strings.TrimSuffix(d.Stdout.String(), "\n"), "\n")
