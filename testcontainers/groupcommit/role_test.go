@@ -95,11 +95,11 @@ func play(text string) error {
 	if err != nil {
 		return err
 	}
+	// It is open for as long as the process is: what ends sessions is not waited for.
 	plain, err := sql.Open("postgres", w.Postgres)
 	if err != nil {
 		return err
 	}
-	defer plain.Close()
 	plain.SetMaxOpenConns(4)
 	connector.Dialer(&saboteur{w: w, db: plain, seen: make(map[kind]int)})
 	db := sql.OpenDB(connector)
