@@ -24,6 +24,7 @@ type batch struct {
 	verdicts *verdicts // of the Sink
 
 	server       int64         // see beginSQL
+	waits        bool          // its COMMIT does, for a synchronous standby
 	confirmation *confirmation // nil: none is needed
 }
 
@@ -84,7 +85,8 @@ func (l *loop) fill(b *batch, bytes int) error {
 		}
 		return fmt.Errorf("database: begin: %w", err)
 	}
-	l.standby.none.Store(b.server == 0)
+	l.standby.none.Store(!b.waits)
+	l.meet(b.server)
 	begun := time.Now()
 	if first, yes := l.aside.expire(begun); yes {
 		l.source.putBack(first)
@@ -101,6 +103,17 @@ func (l *loop) fill(b *batch, bytes int) error {
 	return nil
 }
 
+// meet has all be forgotten that is known of the table if it is on another server than
+// before, or one that was started again. It may lack transactions that were seen on the
+// other one, and give their ids once more: to rows below the floor. Nothing need have
+// failed on the way, since connections come from a pool.
+func (l *loop) meet(server int64) {
+	if server != l.server {
+		l.server = server
+		l.source.reset()
+	}
+}
+
 // begin opens a transaction that Postgres ends by itself should this process
 // freeze in it. The planner is kept to the primary key: for a table that has
 // just been filled and has no statistics yet, it would otherwise choose to sort
@@ -113,7 +126,7 @@ func (l *loop) begin(b *batch) error {
 	}
 	var set string
 	row := tx.QueryRowContext(b.ctx, fmt.Sprintf(beginSQL, l.idleTimeout().Milliseconds()))
-	if err := row.Scan(&b.server, &set); err != nil {
+	if err := row.Scan(&b.server, &b.waits, &set); err != nil {
 		tx.Rollback()
 		return err
 	}
@@ -121,10 +134,10 @@ func (l *loop) begin(b *batch) error {
 	return nil
 }
 
-// beginSQL returns which server this is, as the time of its start, where COMMITs wait for
-// a synchronous standby, and otherwise 0.
+// beginSQL returns which server this is, as the time of its start, and whether COMMITs wait
+// for a synchronous standby.
 const beginSQL = `
-	SELECT CASE WHEN ` + durable.Waits + ` THEN ` + serverStart + ` ELSE 0 END, concat(
+	SELECT ` + serverStart + `, coalesce(` + durable.Waits + `, false), concat(
 		set_config('idle_in_transaction_session_timeout', '%d', true),
 		set_config('jit', 'off', true),
 		set_config('enable_seqscan', 'off', true),

@@ -41,7 +41,7 @@ type confirmation struct {
 // confirm begins to wait for the standby, where there is one, while the batch before is
 // published. leave is called at the end.
 func (l *loop) confirm(b *batch, leave func()) *confirmation {
-	if b.server == 0 {
+	if !b.waits {
 		leave()
 		return nil
 	}

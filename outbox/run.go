@@ -146,6 +146,8 @@ type loop struct {
 	pace  pace  // how much fetches take
 	aside aside // what they leave out
 
+	server int64 // on which the last one was: see meet
+
 	behind *batch    // published, and not settled before the next one is on its way
 	ahead  *batch    // fetched, to be published next
 	alone  time.Time // until when there is no second connection to be had
