@@ -18,8 +18,8 @@ func losing(t *testing.T, policies []policy, steps []string, test func(t *testin
 				p := &strikes{steps: steps, every: 4, most: 5, answer: answer}
 				s.through(t, p)
 				test(t, s, p)
-				if p.lost() != p.most {
-					t.Errorf("%d COMMITs were lost, want %d", p.lost(), p.most)
+				if p.lost() == 0 { // how many there are to lose depends on who is first
+					t.Error("no COMMIT was lost: the test does not reach what it is for")
 				}
 			})
 		}
