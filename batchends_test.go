@@ -230,7 +230,7 @@ func TestASilentServerDoesNotKeepTheLane(t *testing.T) {
 					errs := b.run()
 					want(t, errs[len(errs)-1], oncemill.ErrDrained)
 					p.silent.Store(false)
-					ctx, cancel = context.WithTimeout(within(t), 15*time.Second)
+					ctx, cancel = context.WithTimeout(within(t), 5*time.Second)
 					defer cancel()
 					must(t, b.c.Once(ctx, "next", effect("next")))
 				})

@@ -15,7 +15,7 @@ import (
 // goes out as well.
 func TestABacklogForOneBrokerDoesNotHoldUpTheOther(t *testing.T) {
 	t.Parallel()
-	const backlog, rows, most = 200_000, 30, 9 * time.Second // less than a batch for Kafka takes that is away
+	const backlog, rows, most = 200_000, 30, 5 * time.Second
 	server, broker, database := ownKafka(t), testcontainers.NATS(t), testcontainers.Postgres(t)
 	b, s := benchOn(t, []string{server.Broker()}, 1), newSubject(t, broker.URL)
 	d := routed(t, database, broker.URL, s, server.Broker(), b)
