@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ const (
 	grace = 2 * time.Minute
 
 	// rate is what a machine with two cores keeps up with.
-	rate = "300"
+	rate = 300
 )
 
 // seeds are those on which this build is clean and broken ones are found out.
@@ -74,7 +75,7 @@ func breakBuild(t *testing.T) (program string) {
 }
 
 func findNothing(t *testing.T, program string, seed int) {
-	if out, code := crash(t, program, "", seconds, seed); code != 0 {
+	if out, code := crash(t, program, rule{}, seconds, seed); code != 0 {
 		t.Errorf("it exits with %d instead of 0, though no rule is broken:\n%s", code, shortened(out))
 	}
 }
@@ -98,11 +99,14 @@ func findOut(t *testing.T, program string, r rule, seed int) (wrong string) {
 	if r.atTheEnd {
 		limit = fewSeconds
 	}
-	out, code := crash(t, program, r.name, limit, seed)
+	out, code := crash(t, program, r, limit, seed)
 	took := time.Since(begun).Round(100 * time.Millisecond)
 	found := kindsOf(out)
 	if code != 1 || !slices.ContainsFunc(found, func(kind string) bool { return slices.Contains(r.finds, kind) }) {
 		return fmt.Sprintf("on seed %d it exits with %d after %v and has found %q: want 1, and one of %q\n%s", seed, code, took, found, r.finds, shortened(out))
+	}
+	if took > seconds*time.Second {
+		return fmt.Sprintf("on seed %d it is found out after %v: want %d s at most", seed, took, seconds)
 	}
 	t.Logf("found out on seed %d after %v: %s", seed, took, strings.Join(found, ", "))
 	return ""
@@ -110,13 +114,13 @@ func findOut(t *testing.T, program string, r rule, seed int) (wrong string) {
 
 // crash runs the program without a rule until it finds something, and returns what it says
 // and its exit code.
-func crash(t *testing.T, program, broken string, seconds, seed int) (out string, code int) {
+func crash(t *testing.T, program string, broken rule, seconds, seed int) (out string, code int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(seconds)*time.Second+grace)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "-until-anomaly", "-rate", rate,
+	cmd := exec.CommandContext(ctx, program, "-until-anomaly", "-rate", strconv.Itoa(cmp.Or(broken.rate, rate)),
 		"-seconds", strconv.Itoa(seconds), "-seed", strconv.Itoa(seed))
-	cmd.Env = append(os.Environ(), breach.Variable+"="+broken)
+	cmd.Env = append(os.Environ(), breach.Variable+"="+broken.name)
 	cmd.WaitDelay = 5 * time.Second
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said

@@ -21,8 +21,8 @@ const (
 )
 
 const (
-	keysOfClerk = 8
-	clerkPause  = 10 * time.Millisecond
+	keysOfClerk = 32
+	clerkPause  = 2 * time.Millisecond
 )
 
 // clerk is a program with transactions of its own. It sends numbered messages by keys, of

@@ -15,7 +15,7 @@ func (r *run) kinds() (all []fault) {
 	for _, role := range []string{roleSingle, roleBatch, roleGuarded, roleDownstream, roleRelay, roleGuard} {
 		all = append(all, killing(role), freezing(role), deploying(role))
 	}
-	all = append(all, killing(roleClerk), killing(roleAgent))
+	all = append(all, outliving, killing(roleClerk), killing(roleAgent))
 	all = append(all, cutting, slowing, swallowing("upstream"), swallowing("downstream"))
 	all = append(all, killingPostgres, failingOver, losingPostgres, freezingPostgres, freezingStandby, terminating)
 	all = append(all, r.site.broker.faults()...)
@@ -46,13 +46,20 @@ func killing(role string) fault {
 // freezing stops a process for a time in which its acks, its transactions and its leases
 // run out, or do not.
 func freezing(role string) fault {
-	return fault{role + " frozen", "", func(ctx context.Context, s *strike) (what string, err error) {
+	return freezingFor(role+" frozen", role, 500*time.Millisecond, 8*time.Second)
+}
+
+// outliving has a worker go on when another one has its claims.
+var outliving = freezingFor(roleGuarded+" frozen past its leases", roleGuarded, lease+500*time.Millisecond, 8*time.Second)
+
+func freezingFor(kind, role string, least, most time.Duration) fault {
+	return fault{kind, "", func(ctx context.Context, s *strike) (what string, err error) {
 		p := s.someone(role)
 		var thaw func()
 		if err := s.crew.Do(ctx, func() error { thaw = s.freeze(p); return nil }); err != nil || thaw == nil {
 			return "", err
 		}
-		s.pause(ctx, 500*time.Millisecond, 8*time.Second)
+		s.pause(ctx, least, most)
 		return fmt.Sprintf("%v was frozen", p), s.crew.Do(ctx, func() error { thaw(); return nil })
 	}}
 }

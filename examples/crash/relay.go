@@ -17,7 +17,7 @@ func relay(ctx context.Context, s setting) error {
 	defer b.close()
 	r := &outbox.Relay{
 		DB: b.db, Sink: tracedSink{b.broker.sink(), b.trace}, ListenURL: s.Postgres,
-		PollInterval: 200 * time.Millisecond, PublishTimeout: 2 * time.Second,
+		PollInterval: 50 * time.Millisecond, PublishTimeout: 2 * time.Second,
 		MinBackoff: 50 * time.Millisecond, MaxBackoff: time.Second, DrainTimeout: 3 * time.Second,
 	}
 	ctx, cancel := context.WithCancel(ctx)

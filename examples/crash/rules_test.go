@@ -8,46 +8,48 @@ type rule struct {
 	breaches []breach.Breach
 	finds    []string // classes and kinds of anomalies, of which the checker finds one at least
 	atTheEnd bool     // of a run, and not along the way: until then it may just be late
+	rate     int      // messages a second; 0: those of the other runs
 }
 
 // rules are what naive designs lack.
 var rules = []rule{
 	// The effect is there before the claim is, which is inserted at the end and may be there
 	// already. A message that comes again after its commit has its effect twice.
-	{"claim after the handler", claimLast, []string{"twice effects"}, false},
+	{name: "claim after the handler", breaches: claimLast, finds: []string{"twice effects"}},
 
 	// A message whose transaction fails then, or whose worker dies, never comes again.
-	{"ack before commit", ackFirst, []string{"lost effects", "lost arrivals"}, true},
+	{name: "ack before commit", breaches: ackFirst, finds: []string{"lost effects", "lost arrivals"}, atTheEnd: true},
 
 	// A worker that was frozen longer than its lease ends an attempt that is not its own.
-	{"no fencing", unfenced, []string{"unexplained fencing", "unexplained guarded", "twice guarded", "twice settlements"}, false},
+	{name: "no fencing", breaches: unfenced, finds: []string{"unexplained fencing", "unexplained guarded", "twice guarded", "twice settlements"}},
 
 	// A claim that was released counts from 1 again. An attempt that was frozen meanwhile
 	// has the token of the next one, and may end it.
-	{"tokens reused", tokensOfKeys, []string{"unexplained tokens"}, false},
+	{name: "tokens reused", breaches: tokensOfKeys, finds: []string{"unexplained tokens"}},
 
 	// Two batches with the same messages, as after a redelivery to another worker, wait for
 	// each other's keys, and Postgres ends one of them. No effect is lost, as it is tried
 	// again, but a deadlock takes as long as a second.
-	{"unsorted batch", breach.UnsortedBatch, []string{"unexplained deadlock"}, false},
+	{name: "unsorted batch", breaches: breach.UnsortedBatch, finds: []string{"unexplained deadlock"}},
 
 	// A message that a batch had no time for is a duplicate the next time, and never runs.
-	{"claims of members that did not run", breach.ClaimsOfDropped, []string{"lost effects"}, false},
+	{name: "claims of members that did not run", breaches: breach.ClaimsOfDropped, finds: []string{"lost effects"}},
 
 	// The messages of a run are sent, and then the run is rolled back: there arrives what is
 	// no effect's child.
-	{"returned messages published directly", publishDirectly, []string{"unexplained arrivals"}, false},
+	{name: "returned messages published directly", breaches: publishDirectly, finds: []string{"unexplained arrivals"}},
 
 	// Of two messages with one UUID, as where one goes to two topics of a stream, the stream
 	// drops the second.
-	{"dedup id from the message UUID", dedupByUUID, []string{"lost arrivals"}, true},
+	{name: "dedup id from the message UUID", breaches: dedupByUUID, finds: []string{"lost arrivals"}, atTheEnd: true},
 
 	// A relay finds rows that another one has published and deleted since, between its
 	// snapshot and the lock, and publishes them once more, perhaps after those behind them.
-	{"lock and rows in one statement", rowsBeforeLock, []string{"twice rows", "unexplained order"}, false},
+	// Both have to meet within a statement, which they do the sooner the less else there is.
+	{name: "lock and rows in one statement", breaches: rowsBeforeLock, finds: []string{"twice rows", "unexplained order"}, rate: 50},
 
 	// Messages come again whose claims are gone, and run.
-	{"purge shorter than the horizon", purgeSoon, []string{"twice effects", "twice guarded", "unexplained claims"}, false},
+	{name: "purge shorter than the horizon", breaches: purgeSoon, finds: []string{"twice effects", "twice guarded", "unexplained claims"}},
 }
 
 var claimLast = []breach.Breach{{
