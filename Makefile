@@ -92,7 +92,7 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 	fi
 
 .PHONY: test-crash
-test-crash: ## Run the crash suite on three seeds, and on builds that lack a rule (15 minutes)
+test-crash: ## Run the crash suite on three seeds, and on builds that lack a rule (8 minutes)
 	@echo "== examples, the crash suite on broken builds (15 minutes; ONCEMILL_TEST_CRASH=all: 30)"
 	@cd examples && go test -count=1 -timeout 70m -run '^$(BROKEN_BUILDS)$$' $(TESTFLAGS) ./crash
 

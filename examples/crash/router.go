@@ -51,7 +51,7 @@ func (b *bench) inbox() *oncemill.Inbox {
 const (
 	idleTimeout = 3 * time.Second
 	lease       = 3 * time.Second
-	retention   = 10 * time.Minute // the least; see history.go for what is older
+	retention   = 10 * time.Minute // the least; see old.go for what is older
 )
 
 // router returns one that notes what becomes of each delivery.
