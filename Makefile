@@ -93,7 +93,7 @@ test: bin/withservers ## Run all tests, on the servers that it starts
 
 .PHONY: test-crash
 test-crash: ## Run the crash suite on three seeds, and on builds that lack a rule (8 minutes)
-	@echo "== examples, the crash suite on broken builds (15 minutes; ONCEMILL_TEST_CRASH=all: 30)"
+	@echo "== examples, the crash suite on broken builds (8 minutes; ONCEMILL_TEST_CRASH=all: 14)"
 	@cd examples && go test -count=1 -timeout 70m -run '^$(BROKEN_BUILDS)$$' $(TESTFLAGS) ./crash
 
 .PHONY: test-pgbouncer
